@@ -1,0 +1,64 @@
+"""Every error Lathe raises on purpose.
+
+    LatheError
+    ├── ShapeError        a decoder shape that cannot be built
+    ├── CodecError        a TOML or JSON document that does not hold the word it should
+    ├── RunsError         a table of runs that cannot be read or trusted
+    ├── LawError          a law that cannot be fit, or was asked what it cannot answer
+    ├── PresetError       a name that no preset has
+    └── MissingExtraError a feature whose optional packages are not installed
+
+A message says what was given, what was wanted and what to do. `assert` is kept for Lathe's own bugs.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LatheError(Exception):
+    """Stand at the root of every error that a user can cause and mend."""
+
+
+class ShapeError(LatheError, ValueError):
+    """Refuse a decoder shape that cannot be built."""
+
+
+class CodecError(LatheError, ValueError):
+    """Refuse a document that does not hold the word it should."""
+
+
+class RunsError(LatheError, ValueError):
+    """Refuse a table of runs that cannot be read or trusted."""
+
+
+class LawError(LatheError, ValueError):
+    """Refuse a fit that the runs cannot support, or a question that a law cannot answer."""
+
+
+class PresetError(LatheError, KeyError):
+    """Refuse a name that no preset has."""
+
+    def __str__(self) -> str:  # KeyError would print the repr of its message
+        return str(self.args[0]) if self.args else ""
+
+
+class MissingExtraError(LatheError, ImportError):
+    """Name the pip command that adds what a feature needs."""
+
+    def __init__(self, feature: str, *, extra: str) -> None:
+        super().__init__(f'{feature} needs packages that are not installed; run: pip install "lathe[{extra}]"')
+        self.extra = extra
+
+
+def nearest(name: str, known: Iterable[str], *, count: int = 3) -> str:
+    """Suggest the known names closest to a misspelt one, as the end of an error message.
+
+    Returns `; did you mean 'a' or 'b'?`, or the sorted list of all names when none is close.
+    """
+    names = sorted({str(k) for k in known})
+    close = difflib.get_close_matches(name, names, n=count, cutoff=0.6)
+    if close:
+        return f"; did you mean {' or '.join(repr(c) for c in close)}?"
+    return f"; known: {', '.join(names)}" if names else ""

@@ -1,0 +1,1 @@
+"""Fit, choose and question scaling laws."""

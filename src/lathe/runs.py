@@ -1,0 +1,224 @@
+"""Hold what came out of training runs: one `Run`, and the table of many.
+
+A table of runs is any mapping of column name to sequence (a dict of arrays, a pandas or a polars frame), one row a
+run. `COLUMNS` and `FAMILIES` say what each column means, `DERIVATIONS` which follow from others, and `validate`
+refuses a table that cannot be trusted. On disk a table is `runs.jsonl`: one `Run.to_row()` a line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from lathe.columns import COLUMNS, FAMILIES, LOSS_KINDS, Place, check_value, name_column, read_column
+from lathe.errors import RunsError, nearest
+from lathe.shape import Shape
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+class Table(Protocol):
+    """Stand for any mapping of column name to sequence: a dict, a pandas or a polars frame."""
+
+    def __getitem__(self, name: Any, /) -> Any: ...
+
+
+# column → what it is made from, and how; tried in order, only for columns that a table lacks
+DERIVATIONS: Sequence[tuple[str, tuple[str, ...], Callable[..., Any]]] = (
+    ("tokens", ("params", "flops"), lambda params, flops: flops / (6 * params)),
+    ("params", ("tokens", "flops"), lambda tokens, flops: flops / (6 * tokens)),
+    ("tokens", ("params", "tokens_per_param"), lambda params, ratio: params * ratio),
+    ("flops", ("params", "tokens"), lambda params, tokens: 6 * params * tokens),
+    ("tokens_per_param", ("params", "tokens"), lambda params, tokens: tokens / params),
+    ("aspect", ("d_model", "n_layers"), lambda d_model, n_layers: d_model / n_layers),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """Hold what came out of one training run.
+
+    `losses` maps a validation set to a loss in nats per token and `validation` names the one that is the run's `loss`
+    (a run-mean loss goes under "train"); `loss_ses` are their standard errors, `accuracies` go from 0 to 1.
+    """
+
+    name: str
+    shape: Shape
+    tokens: int
+    losses: Mapping[str, float]
+    validation: str
+    loss_ses: Mapping[str, float] = field(default_factory=dict)
+    loss_kind: str = "held-out"
+    accuracies: Mapping[str, float] = field(default_factory=dict)
+    size: str | None = None
+    dataset: str | None = None
+    seed: int | None = None
+    trunk: str | None = None
+    recipe_id: str | None = None
+    flops: float | None = None
+    device: str | None = None
+    seconds: float | None = None
+    curve_file: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.validation not in self.losses:
+            hint = nearest(self.validation, self.losses)
+            raise RunsError(f"run {self.name!r} has no loss on validation set {self.validation!r}{hint}")
+        if extra := set(self.loss_ses) - set(self.losses):
+            raise RunsError(f"run {self.name!r} has a standard error but no loss on {sorted(extra)}")
+        for column, value in self.to_row().items():
+            check_value(value, column=column, source=f"run {self.name!r}")
+
+    @property
+    def loss(self) -> float:
+        """Give the loss on the run's own validation set, in nats per token."""
+        return self.losses[self.validation]
+
+    def to_row(self) -> dict[str, Any]:
+        """Flatten to one row of a table of runs, unset columns left out; `versions` is not part of the table."""
+        shape = self.shape
+        row = {
+            "name": self.name,
+            "size": self.size,
+            "params": shape.params,
+            "non_embedding_params": shape.non_embedding_params,
+            **{key: getattr(shape, key) for key in ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff")},
+            "vocab_size": shape.vocab_size,
+            "tied": shape.tied,
+            "tokens": self.tokens,
+            "dataset": self.dataset,
+            "loss": self.loss,
+            "loss_kind": self.loss_kind,
+            "loss_se": self.loss_ses.get(self.validation),
+            **{key: getattr(self, key) for key in ("seed", "trunk", "recipe_id", "flops", "device", "seconds")},
+            "curve_file": self.curve_file,
+            **{f"loss_{name_column(key)}": value for key, value in self.losses.items()},
+            **{f"loss_se_{name_column(key)}": value for key, value in self.loss_ses.items()},
+            **{f"accuracy_{name_column(key)}": value for key, value in self.accuracies.items()},
+        }
+        return {key: value for key, value in row.items() if value is not None}
+
+
+def derive(table: Table) -> dict[str, NDArray[np.float64]]:
+    """Compute the columns that a table lacks and that follow from those it has, as `DERIVATIONS` says.
+
+    Returns only the new columns, NaN where an ingredient is missing or no number.
+    """
+    import numpy as np
+
+    present, derived = set(list_columns(table)), {}
+    for name, needs, compute in DERIVATIONS:
+        if name in present or not present.issuperset(needs):
+            continue
+        with np.errstate(all="ignore"):
+            derived[name] = compute(*(derived[n] if n in derived else _coerce(table[n]) for n in needs))
+        present.add(name)
+    return derived
+
+
+def validate(
+    table: Table,
+    *,
+    source: str = "the table of runs",
+    target: str = "loss",
+    columns: Iterable[str] = REQUIRED,
+    rows: Sequence[int] | None = None,
+) -> dict[str, NDArray[Any]]:
+    """Check a table of runs and return its columns, and those that follow from them, as arrays.
+
+    `target` and `columns` must be there without gaps; other known columns are checked where present, unknown ones
+    pass. A column without any value counts as absent. Counts become int64, other numbers float64, text objects.
+
+    Args:
+        source: what to call the table in messages.
+        rows: what to call each row in messages, where that is not 1, 2, 3 …
+
+    Raises:
+        RunsError: naming row and column, for a missing or mistyped column, a missing, infinite or impossible value,
+            two rows equal in every column, mixed kinds of loss, or a table without rows.
+    """
+    import numpy as np
+
+    needed = list(dict.fromkeys((target, *columns)))
+    raw = {name: np.asarray(table[name]) for name in list_columns(table)}
+    place = _measure(raw, source=source, rows=rows)
+    given = {name: values for name, values in raw.items() if name in needed or not _is_empty(values)}
+    arrays: dict[str, NDArray[Any]] = {}
+    every = {**given, **derive(given)}
+    for name in needed:
+        if name not in every:
+            raise RunsError(
+                f"{source} has no column {name!r}{nearest(name, given)} "
+                f"(a column of another name is read with columns={{'theirs': {name!r}}}, --columns theirs={name})"
+            )
+    for name, values in every.items():
+        arrays[name] = _read_column(values, name=name, place=place, gaps=name not in needed)
+    first = find_repeats(given)
+    if (later := np.flatnonzero(first != np.arange(len(first)))).size:
+        raise RunsError(
+            f"{place.at(int(later[0]))} equals {place.row(int(first[later[0]]))} in every column; replicates differ "
+            "at least in seed or loss: remove the copy, or read with duplicates='drop'"
+        )
+    if "loss_kind" in arrays:
+        _check_loss_kind(arrays["loss_kind"], place=place)
+    return arrays
+
+
+def find_repeats(table: Table) -> NDArray[np.int64]:
+    """Find, for each row, the earliest row equal to it in every column (itself where it is the first)."""
+    import numpy as np
+
+    codes: NDArray[Any] | None = None
+    first: NDArray[Any] = np.zeros(0, dtype=np.int64)
+    for name in list_columns(table):
+        values = np.asarray(table[name])
+        if values.dtype.kind not in "iufb":
+            seen: dict[str, int] = {}
+            values = np.array([seen.setdefault(repr(v), len(seen)) for v in values.tolist()], dtype=np.int64)
+        _, inverse = np.unique(values, return_inverse=True)
+        codes = inverse if codes is None else codes * (int(inverse.max(initial=0)) + 1) + inverse
+        unique, first, codes = np.unique(codes, return_index=True, return_inverse=True)
+        if len(unique) == len(values):
+            break
+    return first if codes is None else first[codes]
+
+
+def list_columns(table: Table) -> list[str]:
+    """List a table's column names, in order."""
+    return list(getattr(table, "columns", table))  # iterating over a polars frame gives columns, not names
+
+
+def _measure(raw: Mapping[str, NDArray[Any]], *, source: str, rows: Sequence[int] | None) -> Place:
+    """Check that a table has rows, as many in every column, and prepare to name them."""
+    lengths = {name: len(values) if values.ndim == 1 else -1 for name, values in raw.items()}
+    count = next(iter(lengths.values()), 0)
+    for name, length in lengths.items():
+        if length == -1:
+            raise RunsError(f"{source}: column {name!r} has {raw[name].ndim} dimensions; wanted one value a row")
+        if length != count:
+            first = next(iter(lengths))
+            raise RunsError(f"{source}: column {name!r} has {length} rows but {first!r} has {count}; wanted as many")
+    if not count:
+        raise RunsError(f"{source} has no rows; a table of runs needs one row a run")
+    labels = raw["name"].tolist() if "name" in raw else None
+    return Place(source=source, rows=range(1, count + 1) if rows is None else rows, labels=labels)
+
+
+def _is_empty(values: NDArray[Any]) -> bool:
+    if values.dtype.kind == "f":
+        return bool((values != values).all())
+    return values.dtype.kind == "O" and all(v is None or v != v for v in values.tolist())
+
+
+def _check_loss_kind(kinds: NDArray[Any], *, place: Place) -> None:
+    import numpy as np
+
+    if (other := np.flatnonzero(kinds != kinds[0])).size:
+        i = int(other[0])
+        raise RunsError(
+            f"{place.cell(i, 'loss_kind')} is {kinds[i]!r} but {place.row(0)} is {kinds[0]!r}; kinds of loss do not "
+            f"mix: select one, --where \"loss_kind == '{kinds[0]}'\""
+        )
