@@ -1,7 +1,8 @@
 """Say what the columns of a table of runs hold, and read them cell by cell.
 
-`COLUMNS` is the one place that names a column, its kind, unit and bounds; `FAMILIES` does so for the columns whose
-name ends in a validation set or task. `read_column` turns a column into an array or says which cell is wrong.
+`COLUMNS` is the one place that names a column, its kind, unit and bounds; `FAMILIES` does so for the columns
+whose name ends in a validation set or task. `read_column` turns a column into an array or says which cell is
+wrong.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ LOSS_KINDS = ("held-out", "train-run-mean", "un-annealed")
 class Column:
     """Say what one column of a table of runs holds.
 
-    `gaps` allows rows without a value; `low` and `high` are inclusive, `positive` asks for more than zero, and
-    `choices` are the only texts allowed where there are any.
+    `gaps` allows rows without a value; `low` and `high` are inclusive, `positive` asks for more than zero,
+    and `choices` are the only texts allowed where there are any.
     """
 
     kind: Literal["float", "int", "str", "bool"]
@@ -41,12 +42,20 @@ class Column:
     choices: tuple[str, ...] = ()
 
 
-# fmt: off
 COLUMNS: Mapping[str, Column] = {
     "name": Column(kind="str", meaning="what the run is called; runs of one shape may share it", gaps=True),
     "size": Column(kind="str", meaning="nominal size, such as 80M: cross-validation leaves out whole sizes"),
-    "params": Column(kind="float", meaning="all stored weights; a fraction only where read off a figure", required=True, positive=True),  # noqa: E501
-    "non_embedding_params": Column(kind="float", meaning="params without token embedding, output head and learned positions", positive=True),  # noqa: E501
+    "params": Column(
+        kind="float",
+        meaning="all stored weights; a fraction only where read off a figure",
+        required=True,
+        positive=True,
+    ),
+    "non_embedding_params": Column(
+        kind="float",
+        meaning="params without token embedding, output head and learned positions",
+        positive=True,
+    ),
     "d_model": Column(kind="int", meaning="width", positive=True),
     "n_layers": Column(kind="int", meaning="depth", positive=True),
     "n_heads": Column(kind="int", meaning="query heads", positive=True),
@@ -65,19 +74,39 @@ COLUMNS: Mapping[str, Column] = {
     "tokens_per_param": Column(kind="float", meaning="tokens / params", positive=True),
     "nominal_tokens_per_param": Column(kind="float", meaning="the ratio that was asked for", positive=True),
     "flops": Column(kind="float", meaning="training FLOPs; 6·params·tokens where not given", positive=True),
-    "error": Column(kind="float", meaning="mean top-1 error over the chosen tasks", unit="0–1", gaps=True, low=0.0, high=1.0),  # noqa: E501
+    "vocab_params": Column(kind="float", meaning="vocab_size · d_model", positive=True),
+    "non_vocab_params": Column(kind="float", meaning="params without embedding and head", positive=True),
+    "unigram_normalised_loss": Column(
+        kind="float", meaning="loss less that of a unigram model", unit="nats per token", gaps=True
+    ),
+    "error": Column(
+        kind="float",
+        meaning="mean top-1 error over the chosen tasks",
+        unit="0–1",
+        gaps=True,
+        low=0.0,
+        high=1.0,
+    ),
     "recipe_id": Column(kind="str", meaning="hash of the recipe", gaps=True),
     "device": Column(kind="str", meaning="what the run was trained on", gaps=True),
     "seconds": Column(kind="float", meaning="training time", unit="s", gaps=True, positive=True),
     "curve_file": Column(kind="str", meaning="file of the training loss curve", gaps=True),
 }
-FAMILIES: Mapping[str, Column] = {  # prefix of a column's name → what all such columns hold; the first match counts
-    "loss_se_": Column(kind="float", meaning="standard error of the loss on a validation set", unit="nats per token", gaps=True, low=0.0),  # noqa: E501
+# prefix of a column's name → what all such columns hold; the first match counts
+FAMILIES: Mapping[str, Column] = {
+    "loss_se_": Column(
+        kind="float",
+        meaning="standard error of the loss on a validation set",
+        unit="nats per token",
+        gaps=True,
+        low=0.0,
+    ),
     "loss_": Column(kind="float", meaning="loss on a validation set", unit="nats per token", gaps=True, positive=True),
-    "error_": Column(kind="float", meaning="mean top-1 error over a set of tasks", unit="0–1", gaps=True, low=0.0, high=1.0),  # noqa: E501
+    "error_": Column(
+        kind="float", meaning="mean top-1 error over a set of tasks", unit="0–1", gaps=True, low=0.0, high=1.0
+    ),
     "accuracy_": Column(kind="float", meaning="accuracy on a task", unit="0–1", gaps=True, low=0.0, high=1.0),
 }
-# fmt: on
 REQUIRED = tuple(name for name, spec in COLUMNS.items() if spec.required)
 
 
@@ -110,7 +139,8 @@ def check_value(value: Any, *, column: str, source: str) -> None:
 class Place:
     """Name a cell of one table in a message.
 
-    `rows` are the numbers to call its rows by (none for a single value) and `labels` their names, where known.
+    `rows` are the numbers to call its rows by (none for a single value) and `labels` their names, where
+    known.
     """
 
     source: str
@@ -128,10 +158,12 @@ class Place:
 
 
 def read_column(values: NDArray[Any], *, name: str, place: Place, gaps: bool) -> NDArray[Any]:
-    """Turn a column into an array of its kind, or refuse it; columns that Lathe does not know pass as they are.
+    """Turn a column into an array of its kind, or refuse it.
 
-    Counts become int64 (float64 where some are missing), other numbers float64, text objects with None for gaps.
-    `gaps` says whether the use at hand can do without some values; the column itself may still forbid them.
+    Counts become int64 (float64 where some are missing), other numbers float64, text objects with None for
+    gaps. `gaps` says whether the use at hand can do without some values; the column itself may still forbid
+    them. Without gaps, a column that Lathe does not know must hold finite numbers; with them it passes as it
+    is.
 
     Raises:
         RunsError: naming row and column.
@@ -139,15 +171,17 @@ def read_column(values: NDArray[Any], *, name: str, place: Place, gaps: bool) ->
     import numpy as np
 
     spec = find_column(name)
-    if spec is None:
+    if spec is None and gaps:
         return values
+    spec = spec or Column(kind="float", meaning="a column of the user's")
     array, missing, bad = _READERS[spec.kind](values)
     if bad is not None:
-        raise RunsError(f"{place.cell(bad, name)} is {values[bad]!r}; wanted {_WANTED[spec.kind]}")
+        value = values[bad : bad + 1].tolist()[0]
+        raise RunsError(f"{place.cell(bad, name)} is {value!r}; wanted {_WANTED[spec.kind]}")
     if not (gaps and spec.gaps) and missing.any():
         raise RunsError(
-            f"{place.cell(int(np.argmax(missing)), name)} has no value (NaN); fill it in, or leave such rows out with "
-            f"where={f'{name} == {name}'!r}"
+            f"{place.cell(int(np.argmax(missing)), name)} has no value (NaN); fill it in, or leave such rows "
+            f"out with where={f'{name} == {name}'!r}"
         )
     if spec.choices and (wrong := [i for i, v in enumerate(array) if v is not None and v not in spec.choices]):
         value = array[wrong[0]]
@@ -172,7 +206,8 @@ def _check_bounds(array: NDArray[Any], *, spec: Column, name: str, place: Place)
             raise RunsError(f"{place.cell(i, name)} is {array[i]}; wanted {wanted}{unit}")
 
 
-def _is_missing(value: Any) -> bool:
+def is_missing(value: Any) -> bool:
+    """Say whether a cell holds nothing: None, NaN, or what pandas puts there."""
     missing_types = ("NoneType", "NAType", "NaTType")  # the last two are pandas'
     return type(value).__name__ in missing_types or (isinstance(value, float) and value != value)
 
@@ -185,7 +220,8 @@ def _parses(value: Any) -> bool:
     return isinstance(value, str)
 
 
-# A reader returns the array, which cells are missing, and the index of the first cell of another type, if any.
+# A reader returns the array, which cells are missing, and the index of the first cell of another type, if
+# any.
 
 
 def _read_float(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.bool_], int | None]:
@@ -196,7 +232,7 @@ def _read_float(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.bool_], 
         return array, np.isnan(array), None
     array, missing, bad = np.full(len(values), np.nan), np.zeros(len(values), dtype=bool), []
     for i, value in enumerate(values.tolist()):
-        if _is_missing(value):
+        if is_missing(value):
             missing[i] = True
         elif isinstance(value, Real | Decimal) and not isinstance(value, bool):
             try:
@@ -227,7 +263,7 @@ def _read_bool(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.bool_], i
     import numpy as np
 
     cells = values.tolist()
-    missing = np.array([_is_missing(v) for v in cells], dtype=bool)
+    missing = np.array([is_missing(v) for v in cells], dtype=bool)
     bad = next((i for i, v in enumerate(cells) if not missing[i] and not (isinstance(v, Real) and v in (0, 1))), None)
     truth = [not gap and bool(v) for v, gap in zip(cells, missing, strict=True)]
     return np.array(truth, dtype=bool), missing, bad
@@ -238,7 +274,7 @@ def _read_str(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.bool_], in
 
     array, missing = np.full(len(values), None, dtype=object), np.zeros(len(values), dtype=bool)
     for i, value in enumerate(values.tolist()):
-        if _is_missing(value):
+        if is_missing(value):
             missing[i] = True
         elif isinstance(value, str):
             array[i] = value

@@ -1,17 +1,17 @@
 """Hold what came out of training runs: one `Run`, and the table of many.
 
-A table of runs is any mapping of column name to sequence (a dict of arrays, a pandas or a polars frame), one row a
-run. `COLUMNS` and `FAMILIES` say what each column means, `DERIVATIONS` which follow from others, and `validate`
+A table of runs is any mapping of column name to sequence (a dict of arrays, a pandas or a polars frame), one
+row a run. `lathe.columns` says what each column means, `DERIVATIONS` which follow from others, and `validate`
 refuses a table that cannot be trusted. On disk a table is `runs.jsonl`: one `Run.to_row()` a line.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from lathe.columns import COLUMNS, FAMILIES, LOSS_KINDS, Place, check_value, name_column, read_column
+from lathe.columns import FAMILIES, REQUIRED, Place, check_value, find_column, is_missing, name_column, read_column
 from lathe.errors import RunsError, nearest
 from lathe.shape import Shape
 
@@ -19,10 +19,13 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+
 class Table(Protocol):
     """Stand for any mapping of column name to sequence: a dict, a pandas or a polars frame."""
 
     def __getitem__(self, name: Any, /) -> Any: ...
+
+    def __iter__(self) -> Iterator[Any]: ...
 
 
 # column → what it is made from, and how; tried in order, only for columns that a table lacks
@@ -32,6 +35,8 @@ DERIVATIONS: Sequence[tuple[str, tuple[str, ...], Callable[..., Any]]] = (
     ("tokens", ("params", "tokens_per_param"), lambda params, ratio: params * ratio),
     ("flops", ("params", "tokens"), lambda params, tokens: 6 * params * tokens),
     ("tokens_per_param", ("params", "tokens"), lambda params, tokens: tokens / params),
+    ("vocab_params", ("vocab_size", "d_model"), lambda vocab_size, d_model: vocab_size * d_model),
+    ("non_vocab_params", ("non_embedding_params",), lambda params: params),
     ("aspect", ("d_model", "n_layers"), lambda d_model, n_layers: d_model / n_layers),
 )
 
@@ -40,18 +45,19 @@ DERIVATIONS: Sequence[tuple[str, tuple[str, ...], Callable[..., Any]]] = (
 class Run:
     """Hold what came out of one training run.
 
-    `losses` maps a validation set to a loss in nats per token and `validation` names the one that is the run's `loss`
-    (a run-mean loss goes under "train"); `loss_ses` are their standard errors, `accuracies` go from 0 to 1.
+    `losses` maps a validation set to a loss in nats per token and `validation` names the one that is the
+    run's `loss` (a run-mean loss goes under "train"); `loss_ses` are their standard errors, `accuracies` go
+    from 0 to 1.
     """
 
     name: str
     shape: Shape
     tokens: int
-    losses: Mapping[str, float]
+    losses: dict[str, float]
     validation: str
-    loss_ses: Mapping[str, float] = field(default_factory=dict)
+    loss_ses: dict[str, float] = field(default_factory=dict)
     loss_kind: str = "held-out"
-    accuracies: Mapping[str, float] = field(default_factory=dict)
+    accuracies: dict[str, float] = field(default_factory=dict)
     size: str | None = None
     dataset: str | None = None
     seed: int | None = None
@@ -61,7 +67,7 @@ class Run:
     device: str | None = None
     seconds: float | None = None
     curve_file: str | None = None
-    versions: Mapping[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.validation not in self.losses:
@@ -69,6 +75,9 @@ class Run:
             raise RunsError(f"run {self.name!r} has no loss on validation set {self.validation!r}{hint}")
         if extra := set(self.loss_ses) - set(self.losses):
             raise RunsError(f"run {self.name!r} has a standard error but no loss on {sorted(extra)}")
+        columns = [f"loss_{name_column(key)}" for key in self.losses]
+        if clash := {c for c in columns if columns.count(c) > 1 or find_column(c) is not FAMILIES["loss_"]}:
+            raise RunsError(f"run {self.name!r}: column {min(clash)!r} would mean two things; rename the set")
         for column, value in self.to_row().items():
             check_value(value, column=column, source=f"run {self.name!r}")
 
@@ -78,7 +87,7 @@ class Run:
         return self.losses[self.validation]
 
     def to_row(self) -> dict[str, Any]:
-        """Flatten to one row of a table of runs, unset columns left out; `versions` is not part of the table."""
+        """Flatten to one row of a table of runs, without unset columns and `versions`."""
         shape = self.shape
         row = {
             "name": self.name,
@@ -102,6 +111,17 @@ class Run:
         return {key: value for key, value in row.items() if value is not None}
 
 
+def _to_numbers(values: Any) -> NDArray[np.float64]:
+    import numpy as np
+
+    array = np.asarray(values)
+    if array.dtype.kind not in "iuf":
+        number = (int, float)
+        cells = [float(v) if isinstance(v, number) and not is_missing(v) else np.nan for v in array.tolist()]
+        return np.array(cells, dtype=np.float64)
+    return array.astype(np.float64)
+
+
 def derive(table: Table) -> dict[str, NDArray[np.float64]]:
     """Compute the columns that a table lacks and that follow from those it has, as `DERIVATIONS` says.
 
@@ -114,7 +134,7 @@ def derive(table: Table) -> dict[str, NDArray[np.float64]]:
         if name in present or not present.issuperset(needs):
             continue
         with np.errstate(all="ignore"):
-            derived[name] = compute(*(derived[n] if n in derived else _coerce(table[n]) for n in needs))
+            derived[name] = compute(*(derived[n] if n in derived else _to_numbers(table[n]) for n in needs))
         present.add(name)
     return derived
 
@@ -129,38 +149,41 @@ def validate(
 ) -> dict[str, NDArray[Any]]:
     """Check a table of runs and return its columns, and those that follow from them, as arrays.
 
-    `target` and `columns` must be there without gaps; other known columns are checked where present, unknown ones
-    pass. A column without any value counts as absent. Counts become int64, other numbers float64, text objects.
+    `target` and `columns` must be there without gaps; other known columns are checked where present, unknown
+    ones pass. A column without any value counts as absent. Counts become int64, other numbers float64, text
+    objects.
 
     Args:
         source: what to call the table in messages.
         rows: what to call each row in messages, where that is not 1, 2, 3 …
 
     Raises:
-        RunsError: naming row and column, for a missing or mistyped column, a missing, infinite or impossible value,
-            two rows equal in every column, mixed kinds of loss, or a table without rows.
+        RunsError: naming row and column, for a missing or mistyped column, a missing, infinite or impossible
+            value, two rows equal in every column, mixed kinds of loss, or a table without rows.
     """
     import numpy as np
 
     needed = list(dict.fromkeys((target, *columns)))
-    raw = {name: np.asarray(table[name]) for name in list_columns(table)}
+    raw = {name: _to_array(table[name], name=name, source=source) for name in list_columns(table)}
+    if not raw:
+        raise RunsError(f"{source}: no columns in a {type(table).__name__}; wanted a mapping of name to values")
     place = _measure(raw, source=source, rows=rows)
     given = {name: values for name, values in raw.items() if name in needed or not _is_empty(values)}
-    arrays: dict[str, NDArray[Any]] = {}
     every = {**given, **derive(given)}
     for name in needed:
         if name not in every:
             raise RunsError(
                 f"{source} has no column {name!r}{nearest(name, given)} "
-                f"(a column of another name is read with columns={{'theirs': {name!r}}}, --columns theirs={name})"
+                f"(read one of another name with columns={{'theirs': {name!r}}}, --columns theirs={name})"
             )
-    for name, values in every.items():
-        arrays[name] = _read_column(values, name=name, place=place, gaps=name not in needed)
+    arrays = {
+        name: read_column(values, name=name, place=place, gaps=name not in needed) for name, values in every.items()
+    }
     first = find_repeats(given)
     if (later := np.flatnonzero(first != np.arange(len(first)))).size:
         raise RunsError(
-            f"{place.at(int(later[0]))} equals {place.row(int(first[later[0]]))} in every column; replicates differ "
-            "at least in seed or loss: remove the copy, or read with duplicates='drop'"
+            f"{source}: {place.row(int(later[0]))} equals {place.row(int(first[later[0]]))} in every column; "
+            "replicates differ at least in seed or loss: remove the copy, or read with duplicates='drop'"
         )
     if "loss_kind" in arrays:
         _check_loss_kind(arrays["loss_kind"], place=place)
@@ -187,8 +210,18 @@ def find_repeats(table: Table) -> NDArray[np.int64]:
 
 
 def list_columns(table: Table) -> list[str]:
-    """List a table's column names, in order."""
-    return list(getattr(table, "columns", table))  # iterating over a polars frame gives columns, not names
+    """List a table's column names, in order; columns not named by text are left out."""
+    names = getattr(table, "columns", table)  # iterating over a polars frame gives columns, not names
+    return [name for name in names if isinstance(name, str)] if isinstance(names, Iterable) else []
+
+
+def _to_array(values: Any, *, name: str, source: str) -> NDArray[Any]:
+    import numpy as np
+
+    try:
+        return np.asarray(values)
+    except ValueError:
+        raise RunsError(f"{source}: column {name!r} holds sequences; wanted one value a row") from None
 
 
 def _measure(raw: Mapping[str, NDArray[Any]], *, source: str, rows: Sequence[int] | None) -> Place:
@@ -210,7 +243,7 @@ def _measure(raw: Mapping[str, NDArray[Any]], *, source: str, rows: Sequence[int
 def _is_empty(values: NDArray[Any]) -> bool:
     if values.dtype.kind == "f":
         return bool((values != values).all())
-    return values.dtype.kind == "O" and all(v is None or v != v for v in values.tolist())
+    return values.dtype.kind == "O" and all(map(is_missing, values.tolist()))
 
 
 def _check_loss_kind(kinds: NDArray[Any], *, place: Place) -> None:
@@ -219,6 +252,6 @@ def _check_loss_kind(kinds: NDArray[Any], *, place: Place) -> None:
     if (other := np.flatnonzero(kinds != kinds[0])).size:
         i = int(other[0])
         raise RunsError(
-            f"{place.cell(i, 'loss_kind')} is {kinds[i]!r} but {place.row(0)} is {kinds[0]!r}; kinds of loss do not "
-            f"mix: select one, --where \"loss_kind == '{kinds[0]}'\""
+            f"{place.cell(i, 'loss_kind')} is {kinds[i]!r} but {place.row(0)} is {kinds[0]!r}; kinds of loss "
+            f"do not mix: select one, --where \"loss_kind == '{kinds[0]}'\""
         )

@@ -1,18 +1,18 @@
 """Say what a decoder looks like, and count its weights, operations and bytes.
 
-The counting functions take a `Shape`, or any object with its fields as attributes whose numbers are arrays of one
-length (int64 or float64 columns; the words `norm`, `mlp`, `bias`, … stay plain strings): they are elementwise
-arithmetic, so the planner counts a million shapes with the code that counts one.
+The counting functions take a `Shape`, or any object with its fields as attributes whose numbers are arrays of
+one length (int64 or float64 columns; the words `norm`, `mlp`, `bias`, … stay plain strings): they are
+elementwise arithmetic, so the planner counts a million shapes with the code that counts one.
 
 Conventions, kept by everything in Lathe:
 
 - `n_layers` counts block *visits*, the depth a token passes through. Under sharing, `stored_layers` =
   n_layers / sharing_count blocks are kept, and each visit has a KV cache of its own (MobileLLM-LS).
 - `params` counts every stored weight once, a tied head not again.
-- `non_embedding_params` leaves out the token embedding, the head and learned positions, and keeps the final norm:
-  Pythia's convention (Biderman et al. 2023, arXiv:2304.01373, table 1).
-- FLOPs: two per weight and token in every matmul (the head's too), plus attention's two products; embedding rows,
-  norms, biases, softmax and rotary are left out (under 1 % at d_model ≥ 512). Kaplan et al. 2020,
+- `non_embedding_params` leaves out the token embedding, the head and learned positions, and keeps the final
+  norm: Pythia's convention (Biderman et al. 2023, arXiv:2304.01373, table 1).
+- FLOPs: two per weight and token in every matmul (the head's too), plus attention's two products; embedding
+  rows, norms, biases, softmax and rotary are left out (under 1 % at d_model ≥ 512). Kaplan et al. 2020,
   arXiv:2001.08361, table 1. They come as floats: int64 columns would overflow.
 """
 
@@ -46,7 +46,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "qk_norm": get_args(QkNorm),
     "bias": get_args(Bias),
 }
-_COUNTS = "d_model n_layers n_heads n_kv_heads d_head d_ff vocab_size sharing_count max_seq_len".split()
+_COUNTS = ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_head", "d_ff", "vocab_size")
 
 Shaped = Any  # a Shape, or an object with Shape's fields whose numbers are arrays
 
@@ -55,15 +55,17 @@ Shaped = Any  # a Shape, or an object with Shape's fields whose numbers are arra
 class Shape:
     """Hold everything that fixes a decoder's weights and arithmetic, except the weights' values.
 
-    `norm`: `layernorm` has gain and bias, `layernorm-gain` only gain, `layernorm-plain` neither. `mlp`: `gelu` is the
-    exact one, `gelu-tanh` GPT-2's. `qk_norm` normalises queries and keys with the same kind of norm, over each head
-    (`head`, Qwen3) or over all heads at once (`full`, OpenLM and OLMo). `bias`: on no linear layer, on queries, keys
-    and values (`qkv`, Qwen2), or on all but the head. `sharing` names the order of the visits, see `visits`.
-    `max_seq_len` is the longest context the model is made for; learned positions keep max_seq_len + position_offset
-    rows (OPT's offset is 2). `rotary_fraction` of each head is rotated. `parallel_residual`: attention and MLP read
-    the same input (GPT-NeoX). Blocks are pre-norm, with one final norm.
+    `norm`: `layernorm` has gain and bias, `layernorm-gain` only gain, `layernorm-plain` neither. `mlp`:
+    `gelu` is the exact one, `gelu-tanh` GPT-2's. `qk_norm` normalises queries and keys with the same kind of
+    norm, over each head (`head`, Qwen3) or over all heads at once (`full`, OpenLM and OLMo). `bias`: on no
+    linear layer, on queries, keys and values (`qkv`, Qwen2), or on all but the head. `sharing` names the
+    order of the visits, see `visits`. `max_seq_len` is the longest context the model is made for; learned
+    positions keep max_seq_len + position_offset rows (OPT's offset is 2). `rotary_fraction` of each head is
+    rotated. `parallel_residual`: attention and MLP read the same input (GPT-NeoX). Blocks are pre-norm, with
+    one final norm.
 
-    Raises ShapeError when the fields cannot make a decoder. `Shape.of` fills in what usually follows from the rest.
+    Raises ShapeError when the fields cannot make a decoder. `Shape.of` fills in what usually follows from the
+    rest.
     """
 
     d_model: int
@@ -115,8 +117,9 @@ class Shape:
     def visits(self) -> tuple[int, ...]:
         """List the stored block that each of the n_layers visits uses.
 
-        Three blocks visited twice: `immediate` 0 0 1 1 2 2, `all-over` 0 1 2 0 1 2, `reverse` 0 1 2 2 1 0 (every
-        second pass backwards). Liu et al. 2024 (MobileLLM), arXiv:2402.14905, figure 2.
+        Three blocks visited twice: `immediate` 0 0 1 1 2 2, `all-over` 0 1 2 0 1 2, `reverse` 0 1 2 2 1 0
+        (every second pass backwards). Liu et al. 2024 (MobileLLM), arXiv:2402.14905; counts above two are
+        ours.
         """
         stored, count = range(self.stored_layers), self.sharing_count
         if self.sharing == "immediate":
@@ -145,7 +148,7 @@ class Shape:
         return self.d_model / self.n_layers
 
     def forward_flops(self, context: float) -> float:
-        """Count the FLOPs of one token that attends to `context` positions, itself included, logits and all."""
+        """Count the FLOPs of one token that attends to `context` positions, itself included."""
         return count_forward_flops(self, context)
 
     def prefill_flops(self, prompt_tokens: float) -> float:
@@ -171,16 +174,22 @@ def openlm_d_ff(d_model: Any) -> Any:
 
 
 def complete(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Add what usually follows from the other fields: n_kv_heads = n_heads, d_head = ⌊d_model / n_heads⌋, and d_ff,
-    OpenLM's rule for SwiGLU and 4·d_model otherwise. Fields given as None count as not given."""
-    full = {key: value for key, value in given.items() if value is not None}
-    d_model, n_heads = full.get("d_model"), full.get("n_heads")
-    if n_heads is not None:
-        full.setdefault("n_kv_heads", n_heads)
-    if _is_count(d_model):
-        if _is_count(n_heads):
-            full.setdefault("d_head", d_model // n_heads)
+    """Add what usually follows from the other fields; a field given as None counts as not given.
+
+    n_kv_heads = n_heads, d_head = ⌊d_model / n_heads⌋, d_ff = 4·d_model, or OpenLM's rule for SwiGLU. Raises
+    ShapeError when what they follow from is no whole number.
+    """
+    full = {name: value for name, value in given.items() if value is not None}
+    for name in ("d_model", "n_heads"):
+        if name in full:
+            _check_count(name, full[name])
+    if "n_heads" in full:
+        full.setdefault("n_kv_heads", full["n_heads"])
+    if "d_model" in full:
+        d_model = full["d_model"]
         full.setdefault("d_ff", openlm_d_ff(d_model) if full.get("mlp", "swiglu") == "swiglu" else 4 * d_model)
+        if "n_heads" in full:
+            full.setdefault("d_head", d_model // full["n_heads"])
     return full
 
 
@@ -203,7 +212,7 @@ def count_block_matmul_params(shape: Shaped) -> tuple[Any, Any]:
 
 
 def count_param_groups(shape: Shaped) -> dict[str, Any]:
-    """Count the stored weights of embedding, positions, attention, mlp, norms and head; biases go with their layer."""
+    """Count the stored weights by group; biases go with their layer, a tied head is nothing."""
     d, stored = shape.d_model, count_stored_layers(shape)
     vectors = NORM_VECTORS[shape.norm]
     attention, mlp = count_block_matmul_params(shape)
@@ -247,16 +256,19 @@ def count_forward_flops(shape: Shaped, context: Any, *, logits: bool = True) -> 
 def count_prefill_flops(shape: Shaped, prompt_tokens: Any, *, all_logits: bool = False) -> Any:
     """Count the FLOPs to read the prompt of one sequence.
 
-    Attention is causal, (prompt_tokens + 1) / 2 positions a token on average. The head runs at the last position
-    only, all that generation needs, or at every one with `all_logits`.
+    Attention is causal, (prompt_tokens + 1) / 2 positions a token on average. The head runs at the last
+    position only, all that generation needs, or at every one with `all_logits`.
     """
     body = prompt_tokens * count_forward_flops(shape, (prompt_tokens + 1) / 2, logits=False)
     return body + (prompt_tokens if all_logits else 1) * 2.0 * shape.vocab_size * shape.d_model
 
 
 def count_train_flops(shape: Shaped, tokens: Any, seq_len: Any) -> Any:
-    """Count the FLOPs to train on `tokens` in sequences of `seq_len`: three forward passes' worth (the backward pass
-    costs two), causal attention, nothing recomputed. Not the 6·N·D of scaling laws, which those compute themselves."""
+    """Count the FLOPs to train on `tokens` in sequences of `seq_len`.
+
+    Three forward passes' worth (the backward pass costs two), causal attention, nothing recomputed. Not the
+    6·N·D of scaling laws, which those compute themselves.
+    """
     return 3.0 * tokens * count_forward_flops(shape, (seq_len + 1) / 2)
 
 
@@ -270,15 +282,15 @@ def count_kv_bytes(shape: Shaped, batch: Any, context: Any, dtype: str) -> Any:
     return 2.0 * shape.n_layers * shape.n_kv_heads * shape.d_head * batch * context * dtype_bytes(dtype)
 
 
-def _is_count(value: Any) -> bool:
-    return not isinstance(value, bool) and hasattr(value, "__index__") and value > 0
+def _check_count(name: str, value: Any, *, least: int = 1) -> None:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
+        raise ShapeError(f"{name}={value!r} should be a whole number of at least {least}")
 
 
 def _check_kinds(shape: Shape) -> None:
-    for name in [*_COUNTS, "position_offset"]:
-        value, least = getattr(shape, name), 0 if name == "position_offset" else 1
-        if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
-            raise ShapeError(f"{name}={value!r} should be a whole number of at least {least}")
+    for name in (*_COUNTS, "sharing_count", "max_seq_len", "position_offset"):
+        value = getattr(shape, name)
+        _check_count(name, value, least=0 if name == "position_offset" else 1)
         object.__setattr__(shape, name, operator.index(value))  # numpy's integers become Python's
     for name in ("norm_eps", "rotary_theta", "rotary_fraction"):
         value = getattr(shape, name)
@@ -291,7 +303,7 @@ def _check_kinds(shape: Shape) -> None:
     for name, choices in _CHOICES.items():
         value = getattr(shape, name)
         if value not in choices:
-            raise ShapeError(f"{name}={value!r} is not one of {', '.join(choices)}{nearest(str(value), choices)}")
+            raise ShapeError(f"{name}={value!r} is unknown{nearest(str(value), choices)}")
 
 
 def _check_heads(shape: Shape) -> None:
@@ -314,8 +326,8 @@ def _check_sharing(shape: Shape) -> None:
         lower = shape.n_layers // count * count
         choices = " or ".join(str(n) for n in (lower, lower + count) if n)
         raise ShapeError(
-            f"n_layers={shape.n_layers} counts block visits, so it must be a multiple of sharing_count={count}; "
-            f"try n_layers={choices}"
+            f"n_layers={shape.n_layers} counts block visits, so it should be a multiple of "
+            f"sharing_count={count}; try n_layers={choices}"
         )
 
 

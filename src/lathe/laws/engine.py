@@ -22,7 +22,7 @@ from lathe.laws.system import Array, Piece, System
 CHUNK = 1 << 16
 """Elements (fits × runs) evaluated together: small enough to stay in a core's cache."""
 MAX_STEPS = 200
-CELLS = 2000
+CELLS = 1600
 """Cells of the scanned grid, shared out over its axes."""
 SCAN_RUNS = 2000
 """Runs the scan looks at; longer tables are thinned evenly for the scan only."""
@@ -254,7 +254,40 @@ def _newton(point: Point, phi_bp: Array, damping_b: Array, k: int) -> tuple[Arra
     return step_bp * shrink_b[:, None], 0.5 * np.sum(inside_bp**2 / values_bp, axis=1)
 
 
-def scan(system: System, y_n: Array, weights_bn: Array, loss: Loss, *, keep: int) -> Array:
+def solve(
+    system: System, y_n: Array, weights_bn: Array, loss: Loss, *, cells: int = CELLS, keep: int = 24
+) -> tuple[Array, Array]:
+    """Fit every weighting of the runs from scratch; returns theta (b, p) and costs (b).
+
+    Scan, descend a few steps on plain squares from the best cells, then finish the most promising on the loss itself.
+    """
+    fits = len(weights_bn)
+    start_bsp = scan(system, y_n, weights_bn, loss, cells=cells, keep=keep)
+    kept = start_bsp.shape[1]
+    plain = Loss(log=loss.log, delta=None)
+    linear_bp, cost_b = polish(
+        system, start_bsp.reshape(-1, system.size), y_n, np.repeat(weights_bn, kept, axis=0), plain, max_steps=10
+    )
+    finalists = min(6, kept)
+    order_bs = np.argsort(np.nan_to_num(cost_b.reshape(fits, kept), nan=np.inf), axis=1)[:, :finalists]
+    chosen_bsp = np.take_along_axis(linear_bp.reshape(fits, kept, -1), order_bs[..., None], axis=1)
+    linear_bp, cost_b = polish(
+        system, chosen_bsp.reshape(-1, system.size), y_n, np.repeat(weights_bn, finalists, axis=0), loss
+    )
+    cost_bs = np.nan_to_num(cost_b.reshape(fits, finalists), nan=np.inf)
+    best_b = cost_bs.argmin(axis=1)
+    pick = np.arange(fits)
+    return system.to_theta(linear_bp.reshape(fits, finalists, -1)[pick, best_b]), cost_bs[pick, best_b]
+
+
+def resolve(system: System, theta_p: Array, y_n: Array, weights_bn: Array, loss: Loss) -> tuple[Array, Array]:
+    """Fit every weighting of the runs, each from the given parameters; returns theta (b, p) and costs (b)."""
+    start_bp = np.repeat(system.to_linear(theta_p[None]), len(weights_bn), axis=0)
+    linear_bp, cost_b = polish(system, start_bp, y_n, weights_bn, loss, tolerance=1e-9)
+    return system.to_theta(linear_bp), cost_b
+
+
+def scan(system: System, y_n: Array, weights_bn: Array, loss: Loss, *, cells: int = CELLS, keep: int) -> Array:
     """Find starts by variable projection: the best cells of a grid of exponents for each weighting.
 
     Returns linear parameters with axes (b, start, p), `keep` starts a weighting. Relative residuals stand in for log
@@ -264,7 +297,7 @@ def scan(system: System, y_n: Array, weights_bn: Array, loss: Loss, *, keep: int
         thin = np.linspace(0, system.runs - 1, SCAN_RUNS).astype(np.intp)
         system, y_n, weights_bn = system.rows(thin), y_n[thin], weights_bn[:, thin]
     k = system.coefficients
-    cells_gp = _cells(system)
+    cells_gp = _cells(system, cells)
     basis_gkn, sums = _basis(system, cells_gp)
     scaled_gkn = basis_gkn / y_n if loss.log else basis_gkn
     target_n = np.ones_like(y_n) if loss.log else y_n
@@ -287,11 +320,11 @@ def scan(system: System, y_n: Array, weights_bn: Array, loss: Loss, *, keep: int
     return starts
 
 
-def _cells(system: System) -> Array:
+def _cells(system: System, cells: int) -> Array:
     """Lay a grid over the exponents and the gate's strength; returns linear parameters with axes (g, p)."""
     k, gated = system.coefficients, len(system.factors) > 1
     axes = system.size - k + gated
-    each = int(np.clip(round(CELLS ** (1 / axes)), 5, 48))
+    each = int(np.clip(round(cells ** (1 / axes)), 5, 48))
     exponents = np.geomspace(0.04, 1.6, each)
     grids = [exponents] * (system.size - k)
     if gated:

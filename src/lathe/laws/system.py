@@ -9,7 +9,6 @@ centring takes away most of the correlation between a coefficient and its expone
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from lathe.errors import LawError, nearest
 from lathe.laws.forms import Form, Term
+from lathe.runs import Table, derive, list_columns
 
 Array = NDArray[np.float64]
 
@@ -84,37 +84,23 @@ class System:
         return System(form=self.form, factors=factors, size=self.size, runs=runs)
 
 
-def column(columns: Mapping[str, object], name: str) -> Array:
+def column(columns: Table, name: str) -> Array:
     """Read one column as floats, deriving `aspect` and the like where the table lacks them.
 
     Raises:
-        LawError: the column is missing and cannot be derived, or does not hold numbers.
+        LawError: the column is missing and does not follow from others, or does not hold numbers.
     """
-    if name in columns:
-        values = columns[name]
-    elif name in DERIVED and all(c in columns for c in DERIVED[name][0]):
-        inputs, derive = DERIVED[name]
-        return np.asarray(derive(*(column(columns, c) for c in inputs)), dtype=np.float64)
-    else:
-        known = [str(c) for c in columns]
-        wanted = f", or {' and '.join(map(repr, DERIVED[name][0]))} to derive it" if name in DERIVED else ""
-        raise LawError(f"the table has no column {name!r}{wanted}{nearest(name, known)}")
+    known = list_columns(columns)
+    values = columns[name] if name in known else derive(columns).get(name)
+    if values is None:
+        raise LawError(f"the table has no column {name!r}{nearest(name, known)}")
     try:
         return np.atleast_1d(np.asarray(values, dtype=np.float64))
     except (TypeError, ValueError) as error:
         raise LawError(f"column {name!r} does not hold numbers: {error}") from None
 
 
-DERIVED = {
-    "aspect": (("d_model", "n_layers"), lambda d, n: d / n),
-    "tokens_per_param": (("tokens", "params"), lambda tokens, params: tokens / params),
-    "vocab_params": (("vocab_size", "d_model"), lambda vocab, d: vocab * d),
-    "non_vocab_params": (("non_embedding_params",), lambda params: params),
-}
-"""Columns a form may read that follow from others: name → (inputs, function)."""
-
-
-def compile_form(form: Form, columns: Mapping[str, object], *, centred: bool = True) -> System:
+def compile_form(form: Form, columns: Table, *, centred: bool = True) -> System:
     """Set a form against a table's columns.
 
     Raises:
@@ -158,7 +144,7 @@ def compile_form(form: Form, columns: Mapping[str, object], *, centred: bool = T
     return System(form=form, factors=tuple(factors), size=len(form.names), runs=runs)
 
 
-def predict(form: Form, theta_bp: Array, columns: Mapping[str, object]) -> Array:
+def predict(form: Form, theta_bp: Array, columns: Table) -> Array:
     """Evaluate a form at each row of the columns for each parameter vector; returns axes b, n."""
     system = compile_form(form, columns, centred=False)
     theta_bp = np.atleast_2d(theta_bp)

@@ -1,0 +1,21 @@
+"""Shared fixtures. Threads are held to two before numpy loads, so that tests run alike on small machines."""
+
+import os
+
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_MAX_THREADS"):
+    if not os.environ.get(_name, "").isdigit() or int(os.environ[_name]) > 2:
+        os.environ[_name] = "2"
+
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+
+SHARED_DATA = Path(__file__).resolve().parents[1] / ".." / "shared/data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Give the folder of real data beside the checkout, or skip the test."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("needs the real data in ../shared/data (see CONTRIBUTING.md); the folder is not there")
+    return SHARED_DATA.resolve()
