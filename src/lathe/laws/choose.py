@@ -2,9 +2,9 @@
 
 Axes: f a fold, n a run, p a parameter.
 
-Source of the rules: measured over nineteen tasks on public grids (docs/laws.md): the average of the forms within 1.2× of the
-lowest leave-one-size-out error beats picking the lowest; the interval's weights fall with the fourth power of the
-cross-validation error.
+Source of the rules: measured over nineteen tasks on public grids (docs/laws.md): the average of the forms within 1.2×
+of the lowest leave-one-size-out error beats picking the lowest; the interval's weights fall with the fourth power of
+the cross-validation error.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Set forms side by side on one split: fitted on some runs, judged on others; and the authors' own fits, as they made them.
+"""Set forms side by side on one split, fitted on some runs and judged on others; and repeat published fits.
 
 Axes: n a run.
 """
@@ -13,7 +13,7 @@ import numpy as np
 
 from lathe.errors import LawError
 from lathe.laws.choose import sizes
-from lathe.laws.fit import fit
+from lathe.laws.fit import Progress, fit
 from lathe.laws.forms import Objective
 from lathe.laws.system import Array, column
 from lathe.runs import Table, list_columns
@@ -53,7 +53,7 @@ def compare(
     objective: Objective | None = None,
     fit_set: str = "",
     folds: str = "auto",
-    progress: Callable[[str], None] = lambda form: None,
+    progress: Progress = lambda what, share: None,
 ) -> list[Comparison]:
     """Fit each form to the runs of one mask and judge it on all of them and, apart, on the focus runs.
 
@@ -61,7 +61,7 @@ def compare(
         forms: names of rows of `FORMS`, "auto" or "best".
         fitted_n: which runs are fitted.
         focus_n: which runs the relative errors and the rank correlation are over.
-        progress: called with each form's name before it is fitted.
+        progress: called before each fit with what it is and the share done.
 
     Raises:
         LawError, RunsError: as `fit` raises, or when a mask is empty.
@@ -72,7 +72,7 @@ def compare(
     y_n = column(runs, target)
     found = []
     for form in forms:
-        progress(form)
+        progress(form, len(found) / len(forms))
         law = fit(select(runs, fitted_n), form, target=target, objective=objective, draws=0, folds=folds)
         found.append(_judge(form, fit_set, fitted_n, y_n, law.predict(runs), focus_n))
     return found
@@ -85,7 +85,7 @@ def leave_sizes_out(
     target: str = "loss",
     objective: Objective | None = None,
     folds: str = "auto",
-    progress: Callable[[str], None] = lambda form: None,
+    progress: Progress = lambda what, share: None,
 ) -> list[Comparison]:
     """Predict each size from the rest with each form; "auto" chooses anew inside each fold. Raises as `fit` does."""
     split = sizes(runs, rule=folds)
@@ -94,9 +94,9 @@ def leave_sizes_out(
     y_n = column(runs, target)
     found = []
     for form in forms:
-        progress(form)
         guess_n = np.full(len(y_n), np.nan)
-        for kept_n in split.leave_one_out:
+        for i, kept_n in enumerate(split.leave_one_out):
+            progress(f"{form}, without {split.labels[i]}", (len(found) + i / len(split.labels)) / len(forms))
             law = fit(select(runs, kept_n), form, target=target, objective=objective, draws=0, folds=folds)
             guess_n[~kept_n] = law.predict(select(runs, ~kept_n))
         every_n = np.ones(len(y_n), dtype=bool)
@@ -189,9 +189,7 @@ def fit_as_published(runs: Table, form: str, *, fitted_n: np.ndarray) -> tuple[d
     return dict(zip(start, found.tolist(), strict=True)), guess_n
 
 
-def compare_as_published(
-    runs: Table, *, focus_n: np.ndarray
-) -> list[tuple[Comparison, dict[str, float]]]:
+def compare_as_published(runs: Table, *, focus_n: np.ndarray) -> list[tuple[Comparison, dict[str, float]]]:
     """Repeat the authors' fits of the Morph grid on their sets A and B, judged on all runs and on the focus runs.
 
     Raises:
@@ -212,4 +210,3 @@ def compare_as_published(
         r2 = 1 - float(np.sum((y_n - rounded_n) ** 2) / np.sum((y_n - y_n.mean()) ** 2))
         found.append((replace(judged, r2=r2), coefficients))
     return found
-

@@ -2,9 +2,9 @@
 
 Axes: b a fit (a start, a fold, a bootstrap draw), g a cell of the exponents' grid, k a term, n a run, p q parameters.
 
-Given the exponents (and the gate's strength) the coefficients are a linear least-squares problem, so a grid of exponents
-is scanned with one matrix product for every weighting of the runs; the best cells are polished by a damped Newton method
-with analytic second derivatives. Parameters move in logs (see `system`), so coefficients and exponents stay positive.
+Given the exponents (and the gate's strength) the coefficients are a linear least-squares problem, so a grid of
+exponents is scanned with one matrix product for every weighting of the runs; the best cells are polished by a damped
+Newton method with analytic second derivatives. Parameters move in logs (see `system`), so coefficients and exponents stay positive.
 Golub & Pereyra 1973 (variable projection); the damping is Levenberg's and Marquardt's.
 """
 
@@ -130,7 +130,9 @@ def _evaluate(system: System, linear_bp: Array, y_n: Array, weights_bn: Array, l
         cost_b = np.einsum("bn,bn->b", weights_bn, cost_bn)
         slope_bn = slope_bn * weights_bn
         bend_bn = bend_bn * weights_bn
-        steep_bn = weights_bn if loss.delta is None else weights_bn * np.where(bend_bn > 0, 1.0, loss.delta / np.abs(r_bn))
+        steep_bn = (
+            weights_bn if loss.delta is None else weights_bn * np.where(bend_bn > 0, 1.0, loss.delta / np.abs(r_bn))
+        )
         if value_bn is not None:  # r = f − y: ∇r = f·∇log f and ∇²r = f·(∇²log f + ∇log f ∇log fᵀ)
             slope_bn = slope_bn * value_bn
             bend_bn = bend_bn * value_bn**2 + slope_bn
@@ -338,7 +340,7 @@ def _cells(system: System, cells: int) -> Array:
 
 
 def _basis(system: System, cells_gp: Array) -> tuple[Array, int]:
-    """Evaluate each term of the sum, times the gate, at unit coefficient; returns axes (g, k, n) and the terms' count."""
+    """Evaluate each term of the sum, times the gate, at unit coefficient; returns axes (g, k, n) and the count k."""
     pieces = system.factors[0]
     basis_gkn = np.empty((len(cells_gp), len(pieces), system.runs))
     for row, piece in enumerate(pieces):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from lathe.laws.uncertainty import bootstrap, identify
 from lathe.runs import Table, validate
 
 DRAWS = 1000
+Progress = Callable[[str, float], None]
 
 
 def fit(
@@ -29,11 +30,12 @@ def fit(
     seed: int = 0,
     draws: int = DRAWS,
     folds: str = "auto",
+    progress: Progress = lambda what, share: None,
 ) -> Law:
     """Fit a scaling law to runs.
 
     Args:
-        runs: any mapping of column name to values, such as `read_runs` returns; see `lathe.runs.COLUMNS`.
+        runs: any mapping of column name to values, such as `read_runs` returns; see `lathe.columns.COLUMNS`.
         form: "auto" averages the forms that predict left-out sizes best, "best" takes the one that does, or the name
             of a row of `FORMS`, or a `Form`.
         target: the column to predict; the form's own ("loss" for most) if not given.
@@ -42,6 +44,7 @@ def fit(
         seed: of the bootstrap's weights. The fit itself does not depend on it.
         draws: bootstrap draws to keep for intervals; 0 for none.
         folds: how cross-validation groups runs into sizes, see `lathe.laws.choose.sizes`.
+        progress: called before each step with what it is and the share done, 0 to 1.
 
     Raises:
         RunsError: the table is empty, or a value is missing, mistyped or impossible; names row and column.
@@ -63,7 +66,10 @@ def fit(
     loss = Loss.of(objective)
     _check_objective(forms, loss, y_n, target)
     split = _split(columns, folds, forms)
-    fitted = [_Attempt(f, columns, y_n, loss, split, strict=automatic is None) for f in forms]
+    fitted = []
+    for i, one in enumerate(forms):
+        progress(one.name, 0.7 * i / len(forms))
+        fitted.append(_Attempt(one, columns, y_n, loss, split, strict=automatic is None))
     scores = weigh([a.score for a in fitted])
     if all(s.excluded for s in scores):
         raise LawError("no form fits these runs: " + "; ".join(f"{s.form}: {s.excluded}" for s in scores))
@@ -71,9 +77,10 @@ def fit(
     attempts = {a.form.name: a for a in fitted}
     trunks = _trunks(columns)
     members = []
-    for score in scores:
-        if score.weight > 0 or score.interval_weight > 0:
-            members.append(_member(attempts[score.form], score, y_n, loss, draws=draws, seed=seed, trunks=trunks))
+    kept = [s for s in scores if s.weight > 0 or s.interval_weight > 0]
+    for i, score in enumerate(kept):
+        progress(f"{score.form}, bootstrap", 0.7 + 0.3 * i / len(kept))
+        members.append(_member(attempts[score.form], score, y_n, loss, draws=draws, seed=seed, trunks=trunks))
     axes = measure_axes(columns)
     kinds = columns.get("loss_kind") if target == "loss" else None
     drawn = [s.cv or 0.0 for s in scores if s.interval_weight > 0]
@@ -196,7 +203,7 @@ def _member(
 def _fold_warnings(scores: list[Score]) -> tuple[str, ...]:
     if scores[0].leave_one_out is None:
         return (
-            "too few runs or sizes to leave any out: intervals carry the fit's own residuals instead of cross-validation"
-            " error, and are likely too narrow",
+            "too few runs or sizes to leave any out: intervals carry the fit's own residuals instead of"
+            " cross-validation error, and are likely too narrow",
         )
     return ()

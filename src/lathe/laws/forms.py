@@ -1,7 +1,7 @@
 """The table of laws: each form is a value, a product of sums of powers with positive coefficients.
 
-Every form here reads  target = (sum of terms) · (1 + gate), where a term is a signed coefficient times powers of columns.
-A new law is a new row: `FORMS["mine"] = Form(...)`, or pass the `Form` itself to `lathe.fit`.
+Every form reads  target = (sum of terms) · (1 + gate), where a term is a signed coefficient times powers of columns. A
+new law is a new row: `FORMS["mine"] = Form(...)`, or pass the `Form` itself to `lathe.fit`.
 
 The one law of SPEC that is not of this kind, the sigmoid of a downstream score, is a quotient: it lives in
 `lathe.laws.downstream`, on SciPy, because a power basis cannot hold it.
@@ -18,7 +18,7 @@ Objective = Literal["squares-log", "huber-log", "squares"]
 OBJECTIVES: tuple[str, ...] = get_args(Objective)
 
 HUBER_DELTA = 1e-3
-"""Where the Huber loss of log residuals turns from square to linear (Hoffmann et al. 2022, arXiv:2203.15556, app. D.3)."""
+"""Where Huber's loss of log residuals turns linear (Hoffmann et al. 2022, arXiv:2203.15556, app. D.3)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

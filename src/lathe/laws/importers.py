@@ -21,7 +21,9 @@ from lathe.laws.testbed import DEFAULT_VALIDATION, TASK_SETS, find_tasks, read_t
 from lathe.runs import derive, find_repeats, validate
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
+    from numpy.typing import NDArray
 
 
 def read_runs(
@@ -64,7 +66,7 @@ def read_runs(
     frame = _choose_error(frame, tasks, source=source)
     frame = frame.assign(**derive(frame))
     if where is not None:
-        frame = _select(frame, where, source=source)
+        frame = frame.loc[match_rows(frame, where, source=source)]
     if duplicates == "drop":
         first = find_repeats(frame)
         frame = frame.loc[[earliest == i for i, earliest in enumerate(first)]]
@@ -229,8 +231,12 @@ _ALLOWED = (
 _MARKS = (ast.boolop, ast.cmpop, ast.operator, ast.unaryop, ast.expr_context)
 
 
-def _select(frame: pd.DataFrame, where: str, *, source: str) -> pd.DataFrame:
-    """Keep the rows for which an expression over the columns holds; it can name and call nothing else."""
+def match_rows(frame: pd.DataFrame, where: str, *, source: str = "the table of runs") -> NDArray[np.bool_]:
+    """Mark the rows for which an expression over the columns holds; it can name and call nothing else.
+
+    Raises:
+        RunsError: no such expression, a column that is not there, or no row for which it holds.
+    """
     import numpy as np
 
     quoted = {f"column_{i}_": name for i, name in enumerate(dict.fromkeys(re.findall(r"`([^`]*)`", where)))}
@@ -260,4 +266,4 @@ def _select(frame: pd.DataFrame, where: str, *, source: str) -> pd.DataFrame:
         raise RunsError(f"where={where!r} is not true or false of each row; wanted such as \"size != '1B'\"")
     if not mask.any():
         raise RunsError(f"where={where!r} keeps none of the {len(frame)} rows of {source}")
-    return frame.loc[mask]
+    return mask

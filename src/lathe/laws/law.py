@@ -116,6 +116,11 @@ class Law:
         return all(m.form.positive for m in self.members)
 
     @property
+    def has_draws(self) -> bool:
+        """Say whether the law keeps bootstrap draws, so that it can give intervals."""
+        return any(len(m.draws_bp) for m in self.members)
+
+    @property
     def coefficients(self) -> dict[str, float]:
         """Name each coefficient; for an average each name begins with its form's, "width-depth.E"."""
         return self._named("coefficients")
@@ -140,7 +145,7 @@ class Law:
 
         Args:
             columns: any mapping of column name to values; columns that follow from others may be left out.
-            assume: held axes (`vocab_size`, `tied`, `ff_ratio`, `kv_ratio`) on which to predict off the runs' one value.
+            assume: held axes (vocab_size, tied, ff_ratio, kv_ratio) on which to predict off the runs' one value.
 
         Raises:
             LawError: a column the law reads is missing, or a row differs on an axis that no fitted run varied.
@@ -160,8 +165,8 @@ class Law:
     def interval(self, columns: Table, *, level: float = 0.9, assume: Collection[str] = ()) -> Interval:
         """Bracket the target of a new run at each row with the given probability.
 
-        Mixes every member's bootstrap draws by interval weight and adds cross-validation noise; SPEC: the bootstrap alone
-        covers less than half of what it claims. Raises as `predict` does, and for a law without draws.
+        Mixes every member's bootstrap draws by interval weight and adds cross-validation noise: the bootstrap alone
+        covers less than half of what it claims (docs/laws.md). Raises as `predict` does, and for a law without draws.
         """
         drawn = self.draws(columns, assume=assume)
         return mix([v for _, v in drawn], [w for w, _ in drawn], cv=self.cv, level=level, log=self.log, seed=self.seed)
@@ -243,7 +248,9 @@ def measure_axes(columns: Table) -> dict[str, Axis]:
         finite_n = values_n[np.isfinite(values_n)]
         if len(finite_n):
             tolerance = 0.005 if name == "ff_ratio" else 1e-9
-            axes[name] = Axis(low=float(finite_n.min()), high=float(finite_n.max()), distinct=_count_distinct(finite_n, tolerance))
+            axes[name] = Axis(
+                low=float(finite_n.min()), high=float(finite_n.max()), distinct=_count_distinct(finite_n, tolerance)
+            )
     return axes
 
 
@@ -284,7 +291,8 @@ def judge(members: tuple[Member, ...], axes: Mapping[str, Axis], columns: Table)
     shapes = _distinct_shapes(table)
     reads_shape = {c for m in members for c in m.form.columns} & {"d_model", "n_layers", "aspect"}
     if reads_shape and shapes is not None and shapes < 8:
-        found.append(f"only {shapes} distinct shapes: exponents of {' and '.join(sorted(reads_shape))} are hardly seen")
+        axes_read = " and ".join(sorted(reads_shape))
+        found.append(f"only {shapes} distinct shapes: exponents of {axes_read} are hardly seen")
     return tuple(found)
 
 

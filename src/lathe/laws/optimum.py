@@ -29,7 +29,7 @@ SHAPE_COLUMNS = {"d_model", "n_layers", "aspect"}
 class Optimum:
     """A budget's best split, with intervals from the law's bootstrap draws and the spread of its forms.
 
-    `aspect`, `d_model` and `n_layers` are None for laws blind to shape; d_model and n_layers are not yet whole numbers.
+    `aspect`, `d_model` and `n_layers` are None for laws blind to shape; the last two are not rounded.
     """
 
     params: float
@@ -50,8 +50,8 @@ class Optimum:
 def optimal(law: Law, *, flops: float, aspect: float | None = None, level: float = 0.9) -> Optimum:
     """Minimise the law's loss at 6·N·D = flops.
 
-    A law that reads shape is minimised over shapes of the given `aspect` (d_model / n_layers), or of the best within the
-    fitted range; params follow from width and depth as they did in the fitted runs.
+    A law that reads shape is minimised over shapes of the given `aspect` (d_model / n_layers), or of the best within
+    the fitted range; params follow from width and depth as they did in the fitted runs.
 
     Raises:
         LawError: the budget or aspect is no positive number; the losses are run means of the training loss, which ask for
@@ -72,8 +72,8 @@ def optimal(law: Law, *, flops: float, aspect: float | None = None, level: float
     params, at_edge = _lowest(np.log(grid_g), loss_sg[best][None])
     if at_edge[0]:
         raise LawError(
-            f"the law {law.name} has no lowest loss at {flops:.3g} FLOPs between {RATIOS[0]:g} and {RATIOS[1]:g} tokens a"
-            " parameter: its terms in params and tokens are not told apart by these runs"
+            f"the law {law.name} has no lowest loss at {flops:.3g} FLOPs between {RATIOS[0]:g} and {RATIOS[1]:g} tokens"
+            " a parameter: its terms in params and tokens are not told apart by these runs"
         )
     chosen = None if aspects is None else aspects[best : best + 1]
     coarse_g = centre / np.sqrt(np.geomspace(RATIOS[1], RATIOS[0], DRAW_POINTS))
@@ -109,8 +109,9 @@ def _refuse_run_mean(law: Law, purpose: str) -> None:
         raise LawError(f"this law predicts {law.target!r}, not a loss, so it cannot {purpose}")
     if law.loss_kind == "train-run-mean":
         raise LawError(
-            f"this law was fit on training losses averaged over each run, so it cannot {purpose}: a run mean turns B·D^-β"
-            " into about B·D^-β/(1 - β) and asks for too many tokens. It still ranks shapes; fit held-out losses for this"
+            f"this law was fit on training losses averaged over each run, so it cannot {purpose}: a run mean turns"
+            " B·D^-β into about B·D^-β/(1 - β) and asks for too many tokens. It still ranks shapes; for this, fit held-out"
+            " losses"
         )
 
 
@@ -126,8 +127,8 @@ def _aspects(law: Law, aspect: float | None) -> Array | None:
     missing = [a for a in ("aspect", BLOCK) if a not in law.axes]
     if missing:
         raise LawError(
-            f"the fitted runs had no {' and no '.join(missing)}, which tie params to width and depth; fit runs with d_model,"
-            " n_layers and non_embedding_params"
+            f"the fitted runs had no {' and no '.join(missing)}, which tie params to width and depth; fit runs with"
+            " d_model, n_layers and non_embedding_params"
         )
     axis = law.axes["aspect"]
     return np.array([aspect]) if aspect else np.geomspace(axis.low, axis.high, ASPECTS)
@@ -203,6 +204,7 @@ class LifetimeOptimum:
     compute_optimal_params: float
     """What would be trained if nothing were served."""
     aspect: float | None
+    extrapolation: tuple[str, ...]
 
     @property
     def total_flops(self) -> float:
@@ -258,6 +260,7 @@ def lifetime_optimal(
         inference_flops=2 * params * inference_tokens,
         compute_optimal_params=solved(0.0)[0],
         aspect=chosen,
+        extrapolation=tuple(law.extrapolation({"params": np.array([params]), "tokens": np.array([tokens])})),
     )
 
 

@@ -1,4 +1,4 @@
-"""A law on disk: one JSON document, forms written out in full so that a law outlives the table of forms it came from."""
+"""A law on disk: one JSON document, its forms written out in full, so that it outlives the table they came from."""
 
 from __future__ import annotations
 

@@ -51,9 +51,9 @@ class Identified:
 def identify(system: System, theta_p: Array, y_n: Array, loss: Loss) -> Identified:
     """Take standard errors by the delta method, and the condition of the scaled normal matrix.
 
-    Least squares: s²·(JᵀJ)⁻¹ with s² on n − p degrees of freedom. Huber: the sandwich H⁻¹(Σψ²∇∇ᵀ)H⁻¹. The condition is that
-    of JᵀJ in log parameters scaled to a unit diagonal: 1 where every parameter is seen alone, above 1e6 where some
-    combination is not seen at all. Errors are infinite where the runs leave no degree of freedom.
+    Least squares: s²·(JᵀJ)⁻¹ with s² on n − p degrees of freedom. Huber: the sandwich H⁻¹(Σψ²∇∇ᵀ)H⁻¹. The condition is
+    that of JᵀJ scaled to a unit diagonal: 1 where every parameter is seen alone, above 1e8 where some combination is
+    all but unseen. Errors are infinite where the runs leave no degree of freedom.
     """
     linear_p = system.to_linear(theta_p[None])
     ones = np.ones((1, system.runs))
@@ -98,8 +98,8 @@ def _inverse(matrix_pq: Array) -> Array:
 class Interval:
     """A prediction interval, and its three parts as standard deviations (of log loss where the law is positive).
 
-    `bootstrap` is the scatter of refits, `forms` the disagreement between forms, `noise` the cross-validation error that
-    no refit shows. Each array has one entry a row asked about.
+    `bootstrap` is the scatter of refits, `forms` the disagreement between forms, `noise` the cross-validation error
+    that no refit shows. Each array has one entry a row asked about.
     """
 
     level: float

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from lathe.presets.shapes import ShapePreset
+from lathe.report.tables import make_table
 from lathe.shape import DTYPE_BYTES, Shape
 
 if TYPE_CHECKING:
@@ -51,9 +52,10 @@ def accounting_table(shape: Shape, *, name: str, source: str | None = None, cont
 
     counted = accounting(shape, context=context)
     head = Text.assemble((name, "bold"), f"  {describe(shape)}")
-    tables = [_groups_table(counted), _work_table(counted), _memory_table(counted)]
-    notes = [Text(f"Source: {source}", style="dim")] if source else []
-    return Group(head, *notes, *tables)
+    tables = [part for make in (_groups_table, _work_table, _memory_table) for part in (make(counted), "")]
+    notes = [Text(f"source: {source}", style="dim")] if source else []
+    remark = Text("batch 1; int4 weights keep an int8 cache; quantisation scales left out", style="dim")
+    return Group(head, *notes, "", *tables[:-1], remark)
 
 
 def shapes_table(presets: Iterable[ShapePreset]) -> Table:
@@ -96,7 +98,7 @@ def describe(shape: Shape) -> str:
 
 
 def _groups_table(counted: dict[str, Any]) -> Table:
-    table = _table("weights", "params", "share")
+    table = make_table("weights", "params", "share")
     for group, params in counted["param_groups"].items():
         if params:
             table.add_row(group, f"{params:,}", f"{params / counted['params']:.1%}")
@@ -107,7 +109,7 @@ def _groups_table(counted: dict[str, Any]) -> Table:
 
 def _work_table(counted: dict[str, Any]) -> Table:
     context = counted["context"]
-    table = _table("work", "FLOPs")
+    table = make_table("work", "FLOPs")
     table.add_row(f"one token, {context:,} in context", f"{counted['forward_flops']:.4g}")
     table.add_row(f"prompt of {context:,} tokens", f"{counted['prefill_flops']:.4g}")
     table.add_row(f"training, a token of {context:,}", f"{counted['train_flops_per_token']:.4g}")
@@ -115,20 +117,10 @@ def _work_table(counted: dict[str, Any]) -> Table:
 
 
 def _memory_table(counted: dict[str, Any]) -> Table:
-    table = _table("memory", "weights", "cache a token", f"cache at {counted['context']:,}", "total")
+    table = make_table("memory", "weights", "cache a token", f"cache at {counted['context']:,}", "total")
     for dtype, sizes in counted["memory_bytes"].items():
         a_token = counted["kv_bytes_per_token"][_cache_dtype(dtype)]
         table.add_row(dtype, *(_size(n) for n in (sizes["weights"], a_token, sizes["cache"], sizes["total"])))
-    table.caption = "batch 1; int4 weights keep an int8 cache; quantisation scales left out"
-    return table
-
-
-def _table(*titles: str) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, header_style="bold", pad_edge=False, caption_justify="left")
-    for i, title in enumerate(titles):
-        table.add_column(title, justify="right" if i else "left", no_wrap=True)
     return table
 
 

@@ -1,0 +1,5 @@
+"""Run the command line as `python -m lathe`."""
+
+from lathe.cli import main
+
+main()
