@@ -36,7 +36,7 @@ def shapes(family: str | None = None) -> None:
     from lathe.presets.shapes import shape_presets
     from lathe.report.accounting import shapes_table
 
-    presets = list(shape_presets())
+    presets = list(shape_presets().values())
     families = {p.family for p in presets}
     if family is not None and family not in families:
         raise PresetError(f"no family of shapes is called {family!r}{nearest(family, families)}")
@@ -152,7 +152,8 @@ def predict(
 
     from lathe.codec import dumps
     from lathe.errors import LawError
-    from lathe.laws.law import Law, shape_columns
+    from lathe.laws.axes import shape_columns
+    from lathe.laws.law import Law
     from lathe.presets.shapes import load_shape
     from lathe.report.law_tables import prediction_table
 

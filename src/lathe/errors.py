@@ -58,7 +58,8 @@ def nearest(name: str, known: Iterable[str], *, count: int = 3) -> str:
     Returns `; did you mean 'a' or 'b'?`, or the sorted list of all names when none is close.
     """
     names = sorted({str(k) for k in known})
-    close = difflib.get_close_matches(name, names, n=count, cutoff=0.6)
+    longer = [n for n in names if name and n.lower().startswith(name.lower())]
+    close = [*dict.fromkeys([*longer, *difflib.get_close_matches(name, names, n=count, cutoff=0.6)])][:count]
     if close:
         return f"; did you mean {' or '.join(repr(c) for c in close)}?"
     return f"; known: {', '.join(names)}" if names else ""

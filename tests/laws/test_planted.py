@@ -19,10 +19,15 @@ COVERED = 0.97
 
 @pytest.fixture(scope="module")
 def design() -> dict[str, np.ndarray]:
-    """Give the columns that forms read, of the 76 runs of the published shape-aware grid."""
+    """Give the columns that forms read, of the 76 runs of the published shape-aware grid.
+
+    The grid has one vocabulary, and so nothing to say of a law of vocabularies: there six sizes take turns.
+    """
     runs = read_runs("morph-2025")
     names = dict.fromkeys(c for form in FORMS.values() for c in form.columns)
-    return {name: runs[name].to_numpy(dtype=float) for name in names}
+    columns = {name: runs[name].to_numpy(dtype=float) for name in names}
+    vocab_size = 2.0 ** (12 + np.arange(len(runs)) % 6)
+    return columns | {"vocab_params": vocab_size * columns["d_model"]}
 
 
 def plant(form: Form, columns: dict[str, np.ndarray], rng: np.random.Generator) -> np.ndarray:
@@ -162,7 +167,7 @@ def _close(a: dict[str, float], b: dict[str, float], se: dict[str, float]) -> No
         assert abs(a[name] - b[name]) <= 1e-3 * error, f"{name}: {a[name]} against {b[name]} ± {error}"
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(seed=seeds, form=st.sampled_from([CHINCHILLA, ASPECT]))
 def test_the_order_of_runs_does_not_matter(seed: int, form: Form) -> None:
     runs = _noisy(form, seed)
@@ -171,7 +176,7 @@ def test_the_order_of_runs_does_not_matter(seed: int, form: Form) -> None:
     _close(law.coefficients, shuffled.coefficients, law.standard_errors)
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(seed=seeds, form=st.sampled_from([CHINCHILLA, ASPECT]))
 def test_running_everything_twice_does_not_matter(seed: int, form: Form) -> None:
     runs = _noisy(form, seed)
@@ -180,7 +185,7 @@ def test_running_everything_twice_does_not_matter(seed: int, form: Form) -> None
     _close(law.coefficients, doubled.coefficients, law.standard_errors)
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(
     seed=seeds,
     at=st.sampled_from([("params", "A", "alpha", 1), ("tokens", "B", "beta", 1), ("aspect", "epsilon", "gamma", -1)]),

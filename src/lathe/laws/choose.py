@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lathe.errors import LawError, nearest
-from lathe.laws.engine import Loss, solve
+from lathe.laws.engine import solve
+from lathe.laws.evaluate import Loss
 from lathe.laws.forms import Form
 from lathe.laws.system import Array, System, column, predict
 from lathe.runs import Table, list_columns

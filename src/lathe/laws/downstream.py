@@ -261,7 +261,7 @@ def _solve(x_n: Array, y_n: Array, w_n: Array) -> Array:
     d_g = np.clip(y - c_g * q_g, 1e-3, 0.99)
     share_g = np.clip(c_g / (1 - d_g), 1e-3, 1 - 1e-3)
     cost_g = (((1 - d_g) * share_g)[:, None] * q_gn + d_g[:, None] - y_n) ** 2 @ share_n
-    best = np.argsort(cost_g)[:6]
+    best = np.argsort(cost_g)[:4]
     starts = np.stack([np.log(-gamma_g), bend_g, logit(d_g), logit(share_g)], axis=1)[best]
     return min((_polish(p, x_n, y_n, w_n) for p in starts), key=lambda found: found[1])[0]
 
@@ -294,7 +294,8 @@ def _judge(theta_p: Array, x_n: Array, *, folded: bool) -> tuple[str, ...]:
     found = []
     if not x_n.min() <= bend <= x_n.max():
         found.append(
-            f"the bend, at loss {bend:.3g}, lies outside ({x_n.min():.3g}–{x_n.max():.3g}): d or c + d is a guess"
+            f"the bend, at loss {bend:.3g}, is not among the runs ({x_n.min():.3g}–{x_n.max():.3g}), so"
+            f" {'c + d' if bend < x_n.min() else 'd'} is a guess"
         )
     if -gamma * np.ptp(x_n) > 0.5 * STEEPEST:
         found.append("the score jumps between two runs: gamma is only a lower bound of the steepness")

@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 
 from lathe.errors import LawError, nearest
+from lathe.laws.axes import measure_axes
 from lathe.laws.choose import Folds, Score, cross_validate, sizes, weigh
-from lathe.laws.engine import Loss, solve
+from lathe.laws.engine import solve
+from lathe.laws.evaluate import Loss
 from lathe.laws.forms import FORMS, OBJECTIVES, Form, Objective, find_form
-from lathe.laws.law import Law, Member, judge, measure_axes
+from lathe.laws.judge import judge
+from lathe.laws.law import Law, Member
 from lathe.laws.system import Array, System, column, compile_form
 from lathe.laws.uncertainty import bootstrap, identify
 from lathe.runs import Table, validate
@@ -94,7 +97,7 @@ def fit(
         runs=len(y_n),
         axes=axes,
         cv=min(drawn),
-        warnings=judge(tuple(members), axes, columns) + _fold_warnings(scores),
+        warnings=judge(tuple(members), columns, y_n) + _fold_warnings(scores),
         seed=seed,
     )
 

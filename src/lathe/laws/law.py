@@ -5,7 +5,6 @@ Axes: b a bootstrap draw, n a row asked about, p a parameter.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,31 +13,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lathe.errors import LawError
+from lathe.laws.axes import HELD, SCALES, Axis, axis_values, shape_columns
 from lathe.laws.choose import Score
 from lathe.laws.forms import Form, Objective
 from lathe.laws.system import Array, predict
 from lathe.laws.uncertainty import Interval, mix
-from lathe.runs import Table, derive, list_columns
+from lathe.runs import Table, list_columns
 
 if TYPE_CHECKING:
     from lathe.laws.optimum import Optimum
     from lathe.shape import Shape
-
-HELD = ("vocab_size", "tied", "ff_ratio", "kv_ratio")
-"""Axes no form reads. Where the runs held one at a single value, a law is silent about any other."""
-SCALES = ("params", "tokens", "d_model", "n_layers", "aspect", "tokens_per_param")
-"""Axes whose range a prediction may leave, at its peril."""
-BLOCK = "block_ratio"
-"""Weights of a block over d_model²: what ties params to width and depth among the fitted runs."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Axis:
-    """The range of one axis over the fitted runs, and how many distinct values it took."""
-
-    low: float
-    high: float
-    distinct: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -179,7 +163,7 @@ class Law:
         """Say how far the rows reach beyond the fitted runs, one sentence an axis; empty inside their range."""
         table = {name: columns[name] for name in list_columns(columns)}
         found = []
-        for name, values_n in _axis_values(table).items():
+        for name, values_n in axis_values(table).items():
             axis = self.axes.get(name)
             if axis is None or name not in SCALES or not len(values_n):
                 continue
@@ -219,7 +203,7 @@ class Law:
         known = set(list_columns(columns))
         if not known & {"vocab_size", "tied", "d_ff", "n_kv_heads"}:
             return
-        values = _axis_values({name: columns[name] for name in known})
+        values = axis_values({name: columns[name] for name in known})
         for name in HELD:
             axis = self.axes.get(name)
             if name in assume or axis is None or axis.distinct > 1 or name not in values:
@@ -232,89 +216,3 @@ class Law:
                     f" {axis.low:g}, so it cannot say what that does to {self.target}; change the shape, add runs that"
                     f" vary {name}, or accept the ignorance with assume={name!r}"
                 )
-
-
-def shape_columns(shape: Shape, *, tokens: float) -> dict[str, Array]:
-    """Lay one shape trained on `tokens` out as the columns that laws read."""
-    names = ("params", "non_embedding_params", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "vocab_size")
-    columns = {name: np.array([float(getattr(shape, name))]) for name in names}
-    return columns | {"tied": np.array([float(shape.tied)]), "tokens": np.array([float(tokens)])}
-
-
-def measure_axes(columns: Table) -> dict[str, Axis]:
-    """Find the range of every axis that the columns hold."""
-    axes = {}
-    for name, values_n in _axis_values({c: columns[c] for c in list_columns(columns)}).items():
-        finite_n = values_n[np.isfinite(values_n)]
-        if len(finite_n):
-            tolerance = 0.005 if name == "ff_ratio" else 1e-9
-            axes[name] = Axis(
-                low=float(finite_n.min()), high=float(finite_n.max()), distinct=_count_distinct(finite_n, tolerance)
-            )
-    return axes
-
-
-def _count_distinct(values_n: Array, tolerance: float) -> int:
-    sorted_n = np.sort(values_n)
-    return 1 + int(np.sum(np.diff(sorted_n) > tolerance * np.maximum(np.abs(sorted_n[1:]), 1e-300)))
-
-
-def _axis_values(table: Mapping[str, object]) -> dict[str, Array]:
-    """Read the axes a law keeps: scales, and the ratios d_ff/d_model and n_kv_heads/n_heads."""
-    table = {**table, **derive(table)}
-    values = {n: np.atleast_1d(np.asarray(table[n], dtype=np.float64)) for n in (*SCALES, *HELD) if n in table}
-    for name, top, bottom in (("ff_ratio", "d_ff", "d_model"), ("kv_ratio", "n_kv_heads", "n_heads")):
-        if top in table and bottom in table:
-            values[name] = np.asarray(table[top], dtype=np.float64) / np.asarray(table[bottom], dtype=np.float64)
-    blocks = {"non_embedding_params", "d_model", "n_layers"}
-    if blocks <= set(table):
-        stored, d, n = (np.asarray(table[c], dtype=np.float64) for c in ("non_embedding_params", "d_model", "n_layers"))
-        values[BLOCK] = stored / (n * d**2)
-    return {n: np.atleast_1d(v) for n, v in values.items()}
-
-
-def judge(members: tuple[Member, ...], axes: Mapping[str, Axis], columns: Table) -> tuple[str, ...]:
-    """Say what these runs cannot tell: collinear axes, unseen coefficients, a vanished floor, too few shapes."""
-    found = []
-    table = _axis_values({c: columns[c] for c in list_columns(columns)})
-    if "params" in table and "tokens" in table and len(table["params"]) > 2:
-        log_n, log_d = np.log(table["params"]), np.log(table["tokens"])
-        r = float(np.corrcoef(log_n, log_d)[0, 1]) if log_n.std() > 1e-9 and log_d.std() > 1e-9 else 0.0
-        if abs(r) > 0.98:
-            found.append(
-                f"tokens are all but proportional to params (correlation of logs {r:.3f}): their two terms are collinear,"
-                " and only runs at another tokens_per_param can tell them apart"
-            )
-    for member in members:
-        if member.weight > 0:
-            found += [f"{member.form.name}: {text}" for text in _unsure(member)]
-    shapes = _distinct_shapes(table)
-    reads_shape = {c for m in members for c in m.form.columns} & {"d_model", "n_layers", "aspect"}
-    if reads_shape and shapes is not None and shapes < 8:
-        axes_read = " and ".join(sorted(reads_shape))
-        found.append(f"only {shapes} distinct shapes: exponents of {axes_read} are hardly seen")
-    return tuple(found)
-
-
-def _distinct_shapes(table: Mapping[str, Array]) -> int | None:
-    if "d_model" not in table or "n_layers" not in table:
-        return None
-    return len(set(zip(table["d_model"].tolist(), table["n_layers"].tolist(), strict=True)))
-
-
-def _unsure(member: Member) -> list[str]:
-    found = []
-    k = len(member.form.coefficients)
-    for name, theta, se in zip(member.form.exponents, member.theta_p[k:], member.theta_se_p[k:], strict=True):
-        if math.isinf(se):
-            found.append("as many parameters as runs: no standard error can be given")
-            break
-        if se > 0.5 * theta:
-            found.append(f"exponent {name} = {theta:.3g} ± {se:.2g} is not identified by these runs")
-    constant = next((i for i, t in enumerate(member.form.terms) if not t.powers and t.sign > 0), None)
-    if constant is not None and member.theta_p[constant] < math.log(0.02):
-        name = member.form.terms[constant].coefficient
-        found.append(f"{name} → 0: these runs show no floor, so do not trust predictions far beyond them")
-    if member.condition > 1e8:
-        found.append(f"condition number {member.condition:.1g}: some combination of coefficients is not seen at all")
-    return found

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from lathe.errors import LawError
-from lathe.laws.law import BLOCK, Law
+from lathe.laws.axes import BLOCK
+from lathe.laws.law import Law
 from lathe.laws.system import Array
 
 POINTS = 512
@@ -54,8 +55,8 @@ def optimal(law: Law, *, flops: float, aspect: float | None = None, level: float
     the fitted range; params follow from width and depth as they did in the fitted runs.
 
     Raises:
-        LawError: the budget or aspect is no positive number; the losses are run means of the training loss, which ask for
-            too many tokens; the law reads neither params nor shape and tokens; or has its minimum at no finite split.
+        LawError: the budget or aspect is no positive number; the losses are run means of the training loss, which ask
+            for too many tokens; the law reads no tokens, or neither params nor shape; or no split is its lowest.
     """
     _check_positive(flops=flops, aspect=aspect)
     _refuse_run_mean(law, "split a budget")
@@ -110,8 +111,8 @@ def _refuse_run_mean(law: Law, purpose: str) -> None:
     if law.loss_kind == "train-run-mean":
         raise LawError(
             f"this law was fit on training losses averaged over each run, so it cannot {purpose}: a run mean turns"
-            " B·D^-β into about B·D^-β/(1 - β) and asks for too many tokens. It still ranks shapes; for this, fit held-out"
-            " losses"
+            " B·D^-β into about B·D^-β/(1 - β) and asks for too many tokens. It still ranks shapes; for this, fit"
+            " held-out losses"
         )
 
 
@@ -166,7 +167,7 @@ def _width(law: Law, params: Array, aspect: Array) -> Array:
 
 
 def _lowest(log_g: Array, value_bg: Array) -> tuple[Array, np.ndarray]:
-    """Find each row's minimum by a parabola through its lowest three points; returns exp(log) and whether at an edge."""
+    """Find each row's minimum by a parabola through its lowest points; returns exp(log) and whether at an edge."""
     best_b = value_bg.argmin(axis=1)
     edge_b = (best_b == 0) | (best_b == value_bg.shape[1] - 1)
     inner_b = np.clip(best_b, 1, value_bg.shape[1] - 2)

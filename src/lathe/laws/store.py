@@ -10,9 +10,10 @@ import numpy as np
 
 from lathe import codec
 from lathe.errors import CodecError
+from lathe.laws.axes import Axis
 from lathe.laws.choose import Score
 from lathe.laws.forms import Form, Objective
-from lathe.laws.law import Axis, Law, Member
+from lathe.laws.law import Law, Member
 
 VERSION = 1
 

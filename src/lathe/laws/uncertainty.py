@@ -11,7 +11,8 @@ import numpy as np
 from scipy.special import ndtri
 
 from lathe.errors import LawError
-from lathe.laws.engine import Loss, evaluate, resolve
+from lathe.laws.engine import resolve
+from lathe.laws.evaluate import Loss, evaluate
 from lathe.laws.system import Array, System
 
 

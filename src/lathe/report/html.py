@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -131,12 +132,13 @@ def _scripts(specs: Sequence[dict[str, Any]]) -> str:
 
 
 def _json(value: Any) -> str:
-    return _safe(json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")))
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c")
 
 
 def _safe(script: str) -> str:
-    """Keep text inside a script element from ending it."""
-    return script.replace("</", "<\\/").replace("<!--", "<\\!--")
+    """Keep strings inside a script element from ending it; nothing else changes, so that code stays code."""
+    return re.sub(r"<(?=/script|!--)", r"\\x3C", script, flags=re.IGNORECASE)
 
 
 @cache
@@ -193,8 +195,8 @@ dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr));
 dt { color: var(--muted); font-size: 12.5px; line-height: 1.35; }
 dd { margin: 2px 0 0; font-size: 21px; font-weight: 600; font-variant-numeric: tabular-nums; }
 .chart { width: 100%; min-height: 120px; }
-.chart.vega-embed { padding-right: 0; display: block; }
-.chart.vega-embed summary { opacity: .35; }
+.chart.vega-embed, .chart.vega-embed.has-actions { padding-right: 0; display: block; }
+.chart.vega-embed summary { background: none; border: 0; box-shadow: none; color: var(--muted); opacity: .5; top: -28px; }
 .chart svg { max-width: 100%; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums; margin-top: 8px; }

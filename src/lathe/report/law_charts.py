@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lathe.report.law_levels import Levels, nice_steps
-from lathe.report.law_points import LEVEL, Groups, Points, Row, short, trace
+from lathe.report.law_points import LEVEL, Groups, Points, Row, trace
 
 if TYPE_CHECKING:
     import altair as alt
@@ -63,13 +63,14 @@ def chart_residuals(points: Points) -> alt.LayerChart:
     key = "group" if points.ratios is None else "ratio"
     x = _encode(alt.X, axis, points.columns[axis], [], log=axis in _COUNTS)
     unit = {"%": "%", "points": "percentage points"}.get(points.residual_unit, points.residual_unit)
-    y = alt.Y("residual", type="quantitative", title=f"measured − predicted ({unit})")
+    title_y = f"measured − predicted ({unit})"
+    y = alt.Y("residual", type="quantitative", title=title_y)
     scale = 1.645 * points.law.cv * (1 if points.residual_unit == "nats" else 100)
     noise = alt.Chart(_data([{"low": -scale, "high": scale}])).mark_rect(style="noise")
     zero = alt.Chart(_data([{"residual": 0}])).mark_rule(style="reference").encode(y=y)
     dots = alt.Chart(_data(points.rows())).mark_point(style="dot", filled=True)
     dots = dots.encode(x=x, y=y, tooltip=_tooltip(points), **_color(key, groups.labels, title), **_split(points))
-    band = noise.encode(y=alt.Y("low", type="quantitative", title=y.title), y2="high:Q")
+    band = noise.encode(y=alt.Y("low", type="quantitative", title=title_y), y2="high:Q")
     return alt.layer(band, zero, dots).properties(height=HEIGHT)
 
 
@@ -129,8 +130,8 @@ def chart_levels(points: Points, levels: Levels) -> alt.LayerChart:
     ]
     if levels.best:
         layers.append(lay(levels.best).mark_line(style="best"))
-        end = {**levels.best[-1], "text": "best shape"}
-        layers.append(write([end], "text", "best-text", dy=-10, align="right"))
+        middle = {**levels.best[len(levels.best) // 2], "text": "best shape"}
+        layers.append(write([middle], "text", "best-text", dy=-12, align="right"))
     rings = lay(points.rows()).mark_point(style="ring", filled=True).encode(tooltip=_tooltip(points))
     return alt.layer(*layers, rings).properties(height=HEIGHT + 100)
 
@@ -169,7 +170,8 @@ def _encode(
     import altair as alt
 
     low, high = _span([*values, *(row[field] for row in curves if field in row)], log=log)
-    scale = alt.Scale(type="log" if log else "linear", domain=[low, high], nice=False, zero=False)
+    kind = {"type": "log"} if log else {"type": "linear", "zero": False}
+    scale = alt.Scale(domain=[low, high], nice=False, **kind)
     title = title or TITLES.get(field, field.replace("_", " "))
     if log and field in _COUNTS:
         return channel(field, type="quantitative", title=title, scale=scale, axis=_axis(_decades(low, high), None))

@@ -102,13 +102,14 @@ def _figures(points: Points) -> list[tuple[str, str]]:
     if (~held_n).any():
         found.append(("mean error, fitted", f"{off_n[~held_n].mean():.2g}{unit}"))
     if held_n.any():
-        found.append((f"mean error, {int(held_n.sum())} held out", f"{off_n[held_n].mean():.2g}{unit}"))
+        found[0] = ("runs fitted + held out", f"{int(np.sum(~held_n))} + {int(held_n.sum())}")
+        found.append(("mean error, held out", f"{off_n[held_n].mean():.2g}{unit}"))
     scale = 1 if points.residual_unit == "nats" else 100
     found.append(("cross-validation error", f"{law.cv * scale:.2g}{unit}"))
     if points.low_n is not None and points.high_n is not None:
         inside_n = (points.measured_n >= points.low_n) & (points.measured_n <= points.high_n)
         which_n, name = (held_n, "held out") if held_n.any() else (~held_n, "fitted")
-        found.append((f"{name} inside 90 % interval", f"{int(inside_n[which_n].sum())} of {int(which_n.sum())}"))
+        found.append((f"{name}, in 90 % interval", f"{int(inside_n[which_n].sum())} of {int(which_n.sum())}"))
     return found
 
 

@@ -95,8 +95,8 @@ def in_parts(target: str) -> bool:
 
 
 def plain(value: Any) -> float | None:
-    """Turn a number into one JSON knows, None for what it does not."""
-    return float(value) if np.isfinite(value) else None
+    """Turn a number into one JSON knows, to seven digits; None for what it does not."""
+    return float(f"{value:.7g}") if np.isfinite(value) else None
 
 
 def short(value: float) -> str:

@@ -1,0 +1,70 @@
+"""The axes of a law: what the fitted runs varied, over what range, and what they held fixed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lathe.laws.system import Array
+from lathe.runs import Table, derive, list_columns
+
+if TYPE_CHECKING:
+    from lathe.shape import Shape
+
+HELD = ("vocab_size", "tied", "ff_ratio", "kv_ratio")
+"""Axes no form reads. Where the runs held one at a single value, a law is silent about any other."""
+SCALES = ("params", "tokens", "d_model", "n_layers", "aspect", "tokens_per_param")
+"""Axes whose range a prediction may leave, at its peril."""
+BLOCK = "block_ratio"
+"""Weights of a block over d_model²: what ties params to width and depth among the fitted runs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Axis:
+    """The range of one axis over the fitted runs, and how many distinct values it took."""
+
+    low: float
+    high: float
+    distinct: int
+
+
+def shape_columns(shape: Shape, *, tokens: float) -> dict[str, Array]:
+    """Lay one shape trained on `tokens` out as the columns that laws read."""
+    names = ("params", "non_embedding_params", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "vocab_size")
+    columns = {name: np.array([float(getattr(shape, name))]) for name in names}
+    return columns | {"tied": np.array([float(shape.tied)]), "tokens": np.array([float(tokens)])}
+
+
+def measure_axes(columns: Table) -> dict[str, Axis]:
+    """Find the range of every axis that the columns hold."""
+    axes = {}
+    for name, values_n in axis_values({c: columns[c] for c in list_columns(columns)}).items():
+        finite_n = values_n[np.isfinite(values_n)]
+        if len(finite_n):
+            tolerance = 0.005 if name == "ff_ratio" else 1e-9
+            axes[name] = Axis(
+                low=float(finite_n.min()), high=float(finite_n.max()), distinct=_count_distinct(finite_n, tolerance)
+            )
+    return axes
+
+
+def _count_distinct(values_n: Array, tolerance: float) -> int:
+    sorted_n = np.sort(values_n)
+    return 1 + int(np.sum(np.diff(sorted_n) > tolerance * np.maximum(np.abs(sorted_n[1:]), 1e-300)))
+
+
+def axis_values(table: Mapping[str, object]) -> dict[str, Array]:
+    """Read the axes a law keeps: scales, and the ratios d_ff/d_model and n_kv_heads/n_heads."""
+    table = {**table, **derive(table)}
+    values = {n: np.atleast_1d(np.asarray(table[n], dtype=np.float64)) for n in (*SCALES, *HELD) if n in table}
+    for name, top, bottom in (("ff_ratio", "d_ff", "d_model"), ("kv_ratio", "n_kv_heads", "n_heads")):
+        if top in table and bottom in table:
+            values[name] = np.asarray(table[top], dtype=np.float64) / np.asarray(table[bottom], dtype=np.float64)
+    blocks = {"non_embedding_params", "d_model", "n_layers"}
+    if blocks <= set(table):
+        stored, d, n = (np.asarray(table[c], dtype=np.float64) for c in ("non_embedding_params", "d_model", "n_layers"))
+        values[BLOCK] = stored / (n * d**2)
+    return {n: np.atleast_1d(v) for n, v in values.items()}
