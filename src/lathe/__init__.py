@@ -14,13 +14,14 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from lathe.errors import LatheError
     from lathe.laws.compare import compare, leave_sizes_out
-    from lathe.laws.downstream import capacity_density, chain, fit_sigmoid
+    from lathe.laws.downstream import capacity_density, chain
     from lathe.laws.fit import fit
     from lathe.laws.forms import FORMS, Form, Power, Term
     from lathe.laws.hyper import step_law
     from lathe.laws.importers import read_runs
     from lathe.laws.law import Law
     from lathe.laws.optimum import lifetime_optimal, optimal
+    from lathe.laws.sigmoid import fit_sigmoid
     from lathe.presets.shapes import load_shape, shape_names
     from lathe.runs import Run
     from lathe.shape import Shape
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "lathe.errors": ("LatheError",),
     "lathe.laws.compare": ("compare", "leave_sizes_out"),
-    "lathe.laws.downstream": ("capacity_density", "chain", "fit_sigmoid"),
+    "lathe.laws.downstream": ("capacity_density", "chain"),
+    "lathe.laws.sigmoid": ("fit_sigmoid",),
     "lathe.laws.fit": ("fit",),
     "lathe.laws.forms": ("FORMS", "Form", "Power", "Term"),
     "lathe.laws.hyper": ("step_law",),

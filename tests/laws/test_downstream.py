@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from lathe.errors import CodecError, LawError, RunsError
-from lathe.laws.downstream import Chain, SigmoidLaw, capacity_density, chain, effective_params, fit_sigmoid
+from lathe.laws.downstream import Chain, capacity_density, chain, effective_params
 from lathe.laws.fit import fit
 from lathe.laws.forms import Form, Power, Term
 from lathe.laws.law import Law
+from lathe.laws.sigmoid import SigmoidLaw, fit_sigmoid
 from lathe.shape import Shape
 
 C, GAMMA, L, D = 0.6, -4.0, 3.0, 0.25
@@ -83,7 +84,7 @@ def test_sigmoid_errors_and_intervals_cover() -> None:
         found = law.interval({"loss": new})
         covered += int(np.sum((found.low <= truth_n) & (truth_n <= found.high)))
     assert inside >= 0.97 * 48
-    assert 0.8 * 36 <= covered <= 36
+    assert covered >= 0.8 * 36
 
 
 def test_sigmoid_takes_accuracy_from_error() -> None:

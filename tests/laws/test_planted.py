@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lathe.laws.engine import Loss, solve
+from lathe.laws.engine import solve
+from lathe.laws.evaluate import Loss
 from lathe.laws.fit import fit
 from lathe.laws.forms import FORMS, Form, Power, Term
 from lathe.laws.importers import read_runs
@@ -191,9 +192,7 @@ def test_running_everything_twice_does_not_matter(seed: int, form: Form) -> None
     at=st.sampled_from([("params", "A", "alpha", 1), ("tokens", "B", "beta", 1), ("aspect", "epsilon", "gamma", -1)]),
     scale=st.floats(1e-3, 1e3),
 )
-def test_a_columns_unit_moves_its_own_coefficient_only(
-    seed: int, at: tuple[str, str, str, int], scale: float
-) -> None:
+def test_a_columns_unit_moves_its_own_coefficient_only(seed: int, at: tuple[str, str, str, int], scale: float) -> None:
     column, coefficient, exponent, sign = at
     form = ASPECT if column == "aspect" else CHINCHILLA
     runs = _noisy(form, seed)

@@ -55,7 +55,10 @@ class Folds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """What cross-validation says of one form. Errors are RMS of log residuals, so .01 is one per cent."""
+    """What cross-validation says of one form.
+
+    Errors are RMS of log residuals, so .01 is one per cent; of residuals themselves where the form may be negative.
+    """
 
     form: str
     leave_one_out: float | None = None
@@ -117,6 +120,14 @@ def _binned(rule: str, key: str, scale_n: Array, index_n: np.ndarray) -> Folds:
     return Folds(rule=rule, labels=labels, index_n=index_n)
 
 
+def residuals(form: Form, theta_fp: Array, columns: Table, y_n: Array) -> Array:
+    """Take what each parameter vector misses at each run, in log where the form is positive; returns axes f, n."""
+    value_fn = predict(form, theta_fp, columns)
+    with np.errstate(all="ignore"):
+        r_fn = np.log(value_fn / y_n) if form.positive else value_fn - y_n
+    return np.nan_to_num(r_fn, nan=1e3, posinf=1e3, neginf=-1e3)
+
+
 def cross_validate(
     form: Form, system: System, columns: Table, y_n: Array, loss: Loss, folds: Folds
 ) -> tuple[float, float | None, float]:
@@ -138,10 +149,7 @@ def cross_validate(
             f" {len(folds.labels)} size{'s' if len(folds.labels) != 1 else ''}; add runs or sizes"
         )
     theta_fp, _ = solve(system, y_n, masks_fn.astype(np.float64), loss, cells=FOLD_CELLS, keep=4)
-    value_fn = predict(form, theta_fp, columns)
-    with np.errstate(all="ignore"):
-        r_fn = np.log(value_fn / y_n) if loss.log else value_fn - y_n
-    r_fn = np.where(masks_fn, np.nan, np.nan_to_num(r_fn, nan=1e3, posinf=1e3, neginf=-1e3))
+    r_fn = np.where(masks_fn, np.nan, residuals(form, theta_fp, columns, y_n))
     rms_f = np.sqrt(np.nanmean(r_fn**2, axis=1))
 
     def pooled(rows: np.ndarray) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -112,7 +113,8 @@ def _judge(
     errors_n = np.abs(guess_n / y_n - 1)[focus_n]
     with warnings.catch_warnings():  # a law that ranks nothing predicts a constant: its correlation is NaN, not news
         warnings.simplefilter("ignore")
-        rank = float(spearmanr(y_n[focus_n], guess_n[focus_n]).statistic) if focus_n.sum() > 2 else float("nan")
+        ranked: Any = spearmanr(y_n[focus_n], guess_n[focus_n]) if focus_n.sum() > 2 else None
+    rank = float("nan") if ranked is None else float(ranked.statistic)
     spread = float(np.sum((y_n - y_n.mean()) ** 2))
     return Comparison(
         form=form,
@@ -186,7 +188,7 @@ def fit_as_published(runs: Table, form: str, *, fitted_n: np.ndarray) -> tuple[d
             guess_n = law(x, *found)
         except RuntimeError as error:
             raise LawError(f"the published method does not converge for {form!r} on these runs: {error}") from None
-    return dict(zip(start, found.tolist(), strict=True)), guess_n
+    return {name: float(value) for name, value in zip(start, found, strict=True)}, guess_n
 
 
 def compare_as_published(runs: Table, *, focus_n: np.ndarray) -> list[tuple[Comparison, dict[str, float]]]:

@@ -10,14 +10,14 @@ import numpy as np
 
 from lathe.errors import LawError, nearest
 from lathe.laws.axes import measure_axes
-from lathe.laws.choose import Folds, Score, cross_validate, sizes, weigh
+from lathe.laws.choose import Folds, Score, cross_validate, residuals, sizes, weigh
 from lathe.laws.engine import solve
 from lathe.laws.evaluate import Loss
 from lathe.laws.forms import FORMS, OBJECTIVES, Form, Objective, find_form
 from lathe.laws.judge import judge
 from lathe.laws.law import Law, Member
 from lathe.laws.system import Array, System, column, compile_form
-from lathe.laws.uncertainty import bootstrap, identify
+from lathe.laws.uncertainty import bootstrap, identify, number_trunks
 from lathe.runs import Table, validate
 
 DRAWS = 1000
@@ -78,14 +78,14 @@ def fit(
         raise LawError("no form fits these runs: " + "; ".join(f"{s.form}: {s.excluded}" for s in scores))
     scores = _settle(scores, automatic)
     attempts = {a.form.name: a for a in fitted}
-    trunks = _trunks(columns)
+    trunks = number_trunks(columns)
     members = []
     kept = [s for s in scores if s.weight > 0 or s.interval_weight > 0]
     for i, score in enumerate(kept):
         progress(f"{score.form}, bootstrap", 0.7 + 0.3 * i / len(kept))
         members.append(_member(attempts[score.form], score, y_n, loss, draws=draws, seed=seed, trunks=trunks))
     axes = measure_axes(columns)
-    kinds = columns.get("loss_kind") if target == "loss" else None
+    kinds = columns.get("loss_kind")
     drawn = [s.cv or 0.0 for s in scores if s.interval_weight > 0]
     return Law(
         members=tuple(members),
@@ -131,19 +131,18 @@ class _Attempt:
                 raise
             # A named form may be fitted to runs too few to leave any out; its own residuals then stand for cv.
             free = max(len(y_n) - self.system.size, 1)
-            out, forward, cv = None, None, float(np.sqrt(2 * self.cost / free))
+            r_n = residuals(self.form, self.theta_p[None], columns, y_n)
+            out, forward, cv = None, None, float(np.sqrt(np.sum(r_n**2) / free))
         return Score(form=self.form.name, leave_one_out=out, forward=forward, cv=cv)
 
 
 def _check_objective(forms: list[Form], loss: Loss, y_n: Array, target: str) -> None:
-    if not loss.log:
-        return
     signed = [f.name for f in forms if not f.positive]
-    if signed:
+    if signed and loss.log:
         raise LawError(f"form {signed[0]!r} may be negative, so it has no log; use objective='squares'")
-    if (y_n <= 0).any():
+    if len(signed) < len(forms) and (y_n <= 0).any():
         row = int(np.argmax(y_n <= 0))
-        raise LawError(f"row {row}: {target} = {y_n[row]:g} has no log; use objective='squares'")
+        raise LawError(f"row {row}: {target} = {y_n[row]:g}, but a sum of positive powers is never zero or less")
 
 
 def _compile(form: Form, columns: Mapping[str, Any], y_n: Array) -> System:
@@ -175,14 +174,6 @@ def _settle(scores: list[Score], automatic: str | Form | None) -> list[Score]:
     if automatic == "auto":
         return scores
     return [replace(s, weight=float(i == 0), interval_weight=float(i == 0)) for i, s in enumerate(scores)]
-
-
-def _trunks(columns: Mapping[str, Any]) -> np.ndarray | None:
-    """Number the trunk of each run; a run without one is its own."""
-    if "trunk" not in columns:
-        return None
-    names = [f"row {i}" if t is None else f"trunk {t}" for i, t in enumerate(columns["trunk"].tolist())]
-    return np.unique(names, return_inverse=True)[1]
 
 
 def _member(

@@ -3,8 +3,8 @@
 Every form reads  target = (sum of terms) · (1 + gate), where a term is a signed coefficient times powers of columns. A
 new law is a new row: `FORMS["mine"] = Form(...)`, or pass the `Form` itself to `lathe.fit`.
 
-The one law of SPEC that is not of this kind, the sigmoid of a downstream score, is a quotient: it lives in
-`lathe.laws.downstream`, on SciPy, because a power basis cannot hold it.
+The one law here that is not of this kind, the sigmoid of a downstream score, is a quotient: it lives in
+`lathe.laws.sigmoid`, on SciPy, because a power basis cannot hold it.
 """
 
 from __future__ import annotations

@@ -75,5 +75,5 @@ def _basis(system: System, cells_gp: Array) -> tuple[Array, int]:
     for row, piece in enumerate(pieces):
         basis_gkn[:, row] = piece.sign * np.exp(log_terms(piece, cells_gp, system.runs))
     for gate in system.factors[1:]:
-        basis_gkn *= sum(np.exp(log_terms(p, cells_gp, system.runs)) for p in gate)[:, None, :]
+        basis_gkn *= np.sum([np.exp(log_terms(p, cells_gp, system.runs)) for p in gate], axis=0)[:, None, :]
     return basis_gkn, len(pieces)

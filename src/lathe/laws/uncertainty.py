@@ -5,7 +5,9 @@ Axes: b a bootstrap draw, n a run, p q parameters.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.special import ndtri
@@ -28,6 +30,14 @@ def bootstrap_weights(runs: int, draws: int, *, seed: int, trunks: np.ndarray | 
     weights = np.random.default_rng(seed).exponential(size=(draws, int(index_n.max()) + 1))
     weights_bn = weights[:, index_n]
     return weights_bn / weights_bn.mean(axis=1, keepdims=True)
+
+
+def number_trunks(columns: Mapping[str, Any]) -> np.ndarray | None:
+    """Number the trunk that each run branched from; a run without one is its own. None if the table names no trunks."""
+    if "trunk" not in columns:
+        return None
+    names = [f"row {i}" if t is None else f"trunk {t}" for i, t in enumerate(columns["trunk"].tolist())]
+    return np.unique(names, return_inverse=True)[1]
 
 
 def bootstrap(

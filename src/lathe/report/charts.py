@@ -15,7 +15,7 @@ from lathe.report.theme import LIGHT, chart_config
 if TYPE_CHECKING:
     import altair as alt
 
-    AnyChart = alt.Chart | alt.LayerChart | alt.ConcatChart
+    from lathe.report.html import AnyChart
 
 PLOT_SUFFIXES = (".html", ".png", ".svg", ".pdf", ".json")
 PANEL_WIDTH = 440
@@ -53,7 +53,7 @@ def save_chart(chart: AnyChart | Page, path: str | Path) -> None:
     path = check_plot_path(path)
     suffix = path.suffix.lower()
     if suffix == ".html":
-        page = chart if isinstance(chart, Page) else Page(title=_name(path), sections=[_untitled(chart)])
+        page = chart if isinstance(chart, Page) else Page(title=_name(path), sections=[Section(chart=chart)])
         write_atomic(path, render_page(page))
         return
     flat: Any = lay_out(chart) if isinstance(chart, Page) else chart
@@ -89,10 +89,6 @@ def _convert(spec: dict[str, Any], suffix: str) -> str | bytes:
     if suffix == ".pdf":
         return vl_convert.vegalite_to_pdf(spec, vl_version=version)
     return vl_convert.vegalite_to_png(spec, vl_version=version, scale=PNG_SCALE)
-
-
-def _untitled(chart: AnyChart) -> Section:
-    return Section(heading="", chart=chart)  # pyright: ignore[reportArgumentType]
 
 
 def _name(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from lathe.report.theme import DARK, FONT, LIGHT, Theme, chart_config
 
 if TYPE_CHECKING:
     import altair as alt
+
+    AnyChart = alt.Chart | alt.LayerChart | alt.ConcatChart | alt.HConcatChart | alt.VConcatChart
 
 Cell = str | int | float | None
 
@@ -34,11 +37,14 @@ class DataTable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
-    """One part of a page: a heading, a sentence or two, and what they are about."""
+    """One part of a page: a heading, a sentence or two, and what they are about.
 
-    heading: str
+    A chart comes without title, width or theme: the page gives it those.
+    """
+
+    heading: str = ""
     text: str = ""
-    chart: alt.LayerChart | alt.Chart | None = None
+    chart: AnyChart | None = None
     table: DataTable | None = None
 
 
@@ -70,7 +76,7 @@ def render_page(page: Page) -> str:
         style=_STYLE.substitute(font=FONT, light=_variables(LIGHT), dark=_variables(DARK)),
         lead="".join(f'<p class="lead">{escape(line)}</p>' for line in page.lead),
         figures=_figures(page.figures),
-        notes="".join(f'<p class="note">{escape(note)}</p>' for note in page.notes),
+        notes="".join(f'<p class="note">{_text(note)}</p>' for note in page.notes),
         sections=sections,
         scripts=_scripts(specs) if specs else "",
     )
@@ -87,7 +93,7 @@ def _spec(chart: Any) -> dict[str, Any]:
 def _section(section: Section, chart: int | None) -> str:
     parts = [f"<h2>{escape(section.heading)}</h2>"] if section.heading else []
     if section.text:
-        parts.append(f"<p>{escape(section.text)}</p>")
+        parts.append(f"<p>{_text(section.text)}</p>")
     if chart is not None:
         parts.append(f'<div class="chart" id="chart-{chart}" role="img" aria-label="{escape(section.heading)}"></div>')
     if section.table is not None:
@@ -105,17 +111,25 @@ def _table(table: DataTable) -> str:
         )
 
     body = "".join(f"<tr>{cells('td', row)}</tr>" for row in table.rows)
-    return f'<div class="scroll"><table><thead><tr>{cells("th", table.head)}</tr></thead><tbody>{body}</tbody></table></div>'
+    head = f"<thead><tr>{cells('th', table.head)}</tr></thead>"
+    return f'<div class="scroll"><table>{head}<tbody>{body}</tbody></table></div>'
+
+
+def _text(text: str) -> str:
+    """Escape prose, and keep a number's per cent sign on its line."""
+    return escape(text).replace(" %", "&nbsp;%")
 
 
 def _show(cell: Cell) -> str:
     if cell is None:
         return "–"
-    return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
+    if isinstance(cell, float):
+        return f"{cell:.4g}" if math.isfinite(cell) else "–"
+    return str(cell)
 
 
 def _figures(figures: Sequence[tuple[str, str]]) -> str:
-    cards = "".join(f"<div><dt>{escape(what)}</dt><dd>{escape(value)}</dd></div>" for what, value in figures)
+    cards = "".join(f"<div><dt>{_text(what)}</dt><dd>{_text(value)}</dd></div>" for what, value in figures)
     return f"<dl>{cards}</dl>" if cards else ""
 
 
@@ -196,7 +210,8 @@ dt { color: var(--muted); font-size: 12.5px; line-height: 1.35; }
 dd { margin: 2px 0 0; font-size: 21px; font-weight: 600; font-variant-numeric: tabular-nums; }
 .chart { width: 100%; min-height: 120px; }
 .chart.vega-embed, .chart.vega-embed.has-actions { padding-right: 0; display: block; }
-.chart.vega-embed summary { background: none; border: 0; box-shadow: none; color: var(--muted); opacity: .5; top: -28px; }
+.chart.vega-embed summary { background: none; border: 0; box-shadow: none; color: var(--muted); opacity: .5;
+  top: -28px; }
 .chart svg { max-width: 100%; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums; margin-top: 8px; }

@@ -1,7 +1,7 @@
 """Chart a law and its runs: fit, residuals, predicted against measured, and level lines over width and depth.
 
-Each function returns an Altair chart without title, width or theme: the page or file it goes to adds them. Rows go in as
-plain values, which have no limit on their number.
+Each function returns an Altair chart without title, width or theme: the page or file it goes to adds them.
+Rows go in as plain values, which have no limit on their number.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import altair as alt
 
 HEIGHT = 320
+CROWD = 400
+"""Beyond this many runs dots are specks, and curves lie over them."""
 TITLES = {"tokens": "training tokens", "loss": "loss (nats per token)", "tokens_per_param": "tokens per param"}
 _COUNTS = ("params", "tokens", "non_embedding_params", "non_vocab_params", "vocab_params", "flops")
 _SHORT = "replace(format(datum.value, '.2~s'), 'G', 'B')"
@@ -26,8 +28,8 @@ _SHORT = "replace(format(datum.value, '.2~s'), 'G', 'B')"
 def chart_fit(points: Points, *, axis: str = "tokens") -> alt.LayerChart:
     """Chart the target along one axis: runs, the law through each group of them, and its 90 % band.
 
-    Along params the groups are of equal tokens per param, along tokens of equal size, along any other axis there is one.
-    Raises as `Law.predict` does.
+    Along params the groups are of equal tokens per param, along tokens of equal size; along any other axis there
+    is one. Raises as `Law.predict` does.
     """
     import altair as alt
 
@@ -46,15 +48,18 @@ def chart_fit(points: Points, *, axis: str = "tokens") -> alt.LayerChart:
     faded = alt.when(pick).then(alt.value(0.95)).otherwise(alt.value(0.1))
     layers.append(base.mark_line(style="curve").encode(y=y("predicted"), opacity=faded))
     rows = [{**row, "group": groups.labels[i]} for row, i in zip(points.rows(), groups.index_n, strict=True)]
-    dots = alt.Chart(_data(rows)).mark_point(style="dot", filled=True).add_params(pick)
-    dots = dots.encode(x=x, y=y("measured"), opacity=faded, tooltip=_tooltip(points), **color, **_split(points))
-    return alt.layer(*layers, dots).properties(height=HEIGHT)
+    dots = _dots(points, alt.Chart(_data(rows))).add_params(pick)
+    faint = alt.when(pick).then(alt.value(0.4 if _crowded(points) else 0.95)).otherwise(alt.value(0.1))
+    dots = dots.encode(x=x, y=y("measured"), opacity=faint, tooltip=_tooltip(points), **color)
+    layers = [dots, *layers] if _crowded(points) else [*layers, dots]
+    return _layer(layers, height=HEIGHT)
 
 
 def chart_residuals(points: Points) -> alt.LayerChart:
     """Chart measured less predicted against params, in per cent, with the 90 % of cross-validation's noise behind.
 
-    Coloured by tokens per param where the runs say, else by size. Against the law's first column where there are no params.
+    Coloured by tokens per param where the runs say, else by size. Where there are no params, against the law's
+    first column.
     """
     import altair as alt
 
@@ -68,10 +73,10 @@ def chart_residuals(points: Points) -> alt.LayerChart:
     scale = 1.645 * points.law.cv * (1 if points.residual_unit == "nats" else 100)
     noise = alt.Chart(_data([{"low": -scale, "high": scale}])).mark_rect(style="noise")
     zero = alt.Chart(_data([{"residual": 0}])).mark_rule(style="reference").encode(y=y)
-    dots = alt.Chart(_data(points.rows())).mark_point(style="dot", filled=True)
-    dots = dots.encode(x=x, y=y, tooltip=_tooltip(points), **_color(key, groups.labels, title), **_split(points))
+    dots = _dots(points, alt.Chart(_data(points.rows())))
+    dots = dots.encode(x=x, y=y, tooltip=_tooltip(points), **_color(key, groups.labels, title))
     band = noise.encode(y=alt.Y("low", type="quantitative", title=title_y), y2="high:Q")
-    return alt.layer(band, zero, dots).properties(height=HEIGHT)
+    return _layer([band, zero, dots], height=HEIGHT)
 
 
 def chart_predicted(points: Points) -> alt.LayerChart:
@@ -90,9 +95,8 @@ def chart_predicted(points: Points) -> alt.LayerChart:
     if points.low_n is not None:
         bar_y = _encode(alt.Y, "low", ends, [], log=points.law.log, title=f"predicted {name}")
         layers.append(base.mark_rule(style="whisker").encode(y=bar_y, y2="high:Q"))
-    dots = base.mark_point(style="dot", filled=True)
-    layers.append(dots.encode(y=y, tooltip=_tooltip(points), **_split(points)))
-    return alt.layer(*layers).properties(height=HEIGHT + 60)
+    layers.append(_dots(points, base).encode(y=y, tooltip=_tooltip(points)))
+    return _layer(layers, height=HEIGHT + 60)
 
 
 def chart_levels(points: Points, levels: Levels) -> alt.LayerChart:
@@ -125,7 +129,7 @@ def chart_levels(points: Points, levels: Levels) -> alt.LayerChart:
         lay(levels.unseen).mark_area(style="veil").encode(y2="to:Q", detail="part:N"),
         lay(levels.equal).mark_line(style="equal").encode(detail="params:N"),
         lay(levels.lines).mark_line(style="iso").encode(detail="level:N"),
-        write(levels.equal_labels, "params", "equal-text", dx=-4, align="right"),
+        write(levels.equal_labels, "params", "equal-text", dx=4, align="left"),
         write(levels.labels, "text", "iso-text", dy=-6, dx=8),
     ]
     if levels.best:
@@ -133,7 +137,7 @@ def chart_levels(points: Points, levels: Levels) -> alt.LayerChart:
         middle = {**levels.best[len(levels.best) // 2], "text": "best shape"}
         layers.append(write([middle], "text", "best-text", dy=-12, align="right"))
     rings = lay(points.rows()).mark_point(style="ring", filled=True).encode(tooltip=_tooltip(points))
-    return alt.layer(*layers, rings).properties(height=HEIGHT + 100)
+    return _layer([*layers, rings], height=HEIGHT + 100)
 
 
 def _groups(points: Points, axis: str) -> tuple[Groups, str]:
@@ -146,6 +150,13 @@ def _groups(points: Points, axis: str) -> tuple[Groups, str]:
 
 def _all(points: Points) -> Groups:
     return Groups(labels=("all runs",), index_n=np.zeros(len(points.names), dtype=np.intp))
+
+
+def _layer(layers: Sequence[Any], *, height: int) -> alt.LayerChart:
+    import altair as alt
+
+    chart: Any = alt.layer(*layers)  # Altair says "or facets", which only come of facets
+    return chart.properties(height=height)
 
 
 def _data(rows: Sequence[Row]) -> alt.InlineData:
@@ -170,13 +181,14 @@ def _encode(
     import altair as alt
 
     low, high = _span([*values, *(row[field] for row in curves if field in row)], log=log)
-    kind = {"type": "log"} if log else {"type": "linear", "zero": False}
+    kind: dict[str, Any] = {"type": "log"} if log else {"type": "linear", "zero": False}
     scale = alt.Scale(domain=[low, high], nice=False, **kind)
     title = title or TITLES.get(field, field.replace("_", " "))
     if log and field in _COUNTS:
-        return channel(field, type="quantitative", title=title, scale=scale, axis=_axis(_decades(low, high), None))
-    ticks = nice_steps(low, high, count=6)
-    return channel(field, type="quantitative", title=title, scale=scale, axis=_axis(ticks, "~g"))
+        axis = _axis(_enough(_decades(low, high), low, high), None)
+    else:
+        axis = _axis(nice_steps(low, high, count=8), "~g")
+    return channel(field, type="quantitative", title=title, scale=scale, axis=axis)
 
 
 def _axis(ticks: Sequence[float], format_: str | None) -> alt.Axis:
@@ -199,6 +211,11 @@ def _span(values: Iterable[float], *, log: bool) -> tuple[float, float]:
     return low - room, high + room
 
 
+def _enough(ticks: list[float], low: float, high: float) -> list[float]:
+    """Keep ticks if they are three or more, else take evenly spaced ones."""
+    return ticks if len(ticks) > 2 else nice_steps(low, high, count=5)
+
+
 def _decades(low: float, high: float) -> list[float]:
     steps = (1, 2, 5) if high / low < 10**2.5 else (1,)
     powers = np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
@@ -207,7 +224,8 @@ def _decades(low: float, high: float) -> list[float]:
 
 def _halvings(low: float, high: float) -> list[float]:
     powers = np.arange(np.floor(np.log2(low)) - 1, np.ceil(np.log2(high)) + 1)
-    return [float(s * 2**p) for p in powers for s in (1, 1.5) if low <= s * 2**p <= high and s * 2**p >= 1]
+    ticks = [float(s * 2**p) for p in powers for s in (1, 1.5) if low <= s * 2**p <= high and s * 2**p >= 1]
+    return _enough(ticks, low, high)
 
 
 def _color(field: str, labels: Sequence[str], title: str) -> dict[str, Any]:
@@ -220,23 +238,27 @@ def _color(field: str, labels: Sequence[str], title: str) -> dict[str, Any]:
     return {"color": alt.Color(field, type="ordinal", sort=list(labels), scale=scale, legend=legend)}
 
 
-def _split(points: Points) -> dict[str, Any]:
-    """Tell held-out runs from fitted ones by their mark; nothing where none is held out."""
+def _crowded(points: Points) -> bool:
+    return len(points.names) > CROWD
+
+
+def _dots(points: Points, chart: alt.Chart) -> alt.Chart:
+    """Draw a mark a run, small where there are many; held-out runs, if any, are large diamonds."""
     import altair as alt
 
+    style, size = ("speck", 12) if _crowded(points) else ("dot", 46)
+    dots = chart.mark_point(style=style, filled=True, size=size)
     if not points.held_out_n.any():
-        return {}
+        return dots
     scale = alt.Scale(domain=["fitted", "held out"], range=["circle", "diamond"])
-    sizes = alt.Size(
-        "split", type="nominal", scale=alt.Scale(domain=["fitted", "held out"], range=[46, 130]), legend=None
-    )
-    return {"shape": alt.Shape("split", type="nominal", scale=scale, legend=alt.Legend(title=None)), "size": sizes}
+    large = alt.when(alt.datum.split == "held out").then(alt.value(120)).otherwise(alt.value(size))
+    return dots.encode(shape=alt.Shape("split", type="nominal", scale=scale, legend=alt.Legend(title=None)), size=large)
 
 
 def _tooltip(points: Points) -> list[Any]:
     import altair as alt
 
-    rows = points.rows()[0]
+    fields = points.fields
     known: list[tuple[str, str, str | None]] = [
         ("run", "run", None),
         ("split", "", None),
@@ -252,8 +274,8 @@ def _tooltip(points: Points) -> list[Any]:
     ]
     found = []
     for field, title, format_ in known:
-        if field in rows:
+        if field in fields:
             kind = "nominal" if format_ is None else "quantitative"
-            extra = {} if format_ is None else {"format": format_}
+            extra: dict[str, Any] = {} if format_ is None else {"format": format_}
             found.append(alt.Tooltip(field, type=kind, title=title or "was", **extra))
     return found

@@ -1,7 +1,7 @@
 """A law over width and depth: lines of equal loss, lines of equal params, and the best shape along them.
 
-Loss falls with depth at any one width in every form of Lathe, so a line of equal loss is depth as a function of width, and
-no contour tracing is needed.
+Loss falls with depth at any one width in every form of Lathe, so a line of equal loss is depth as a function of
+width, and no contour tracing is needed.
 
 Axes: w a width, v a depth.
 """

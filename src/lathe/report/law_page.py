@@ -10,7 +10,7 @@ from lathe.laws.law import Law
 from lathe.report.html import DataTable, Page, Section
 from lathe.report.law_charts import chart_fit, chart_levels, chart_predicted, chart_residuals
 from lathe.report.law_levels import find_levels, reads_shape
-from lathe.report.law_points import Points, list_primaries, read_points, short
+from lathe.report.law_points import NARROW, Points, list_primaries, read_points, short
 from lathe.runs import Table
 
 
@@ -70,7 +70,8 @@ def _fit_sections(points: Points) -> list[Section]:
     }
     found = []
     for axis in axes:
-        if np.ptp(points.columns[axis].astype(np.float64)) <= 0:
+        values_n = points.columns[axis].astype(np.float64)
+        if values_n.max() < values_n.min() * (NARROW if axis == "params" else 1.001):
             continue
         heading = f"{_say(law.target).capitalize()} against {_say(axis)}"
         found.append(Section(heading=heading, text=about.get(axis, "") + band, chart=chart_fit(points, axis=axis)))
@@ -109,7 +110,7 @@ def _figures(points: Points) -> list[tuple[str, str]]:
     if points.low_n is not None and points.high_n is not None:
         inside_n = (points.measured_n >= points.low_n) & (points.measured_n <= points.high_n)
         which_n, name = (held_n, "held out") if held_n.any() else (~held_n, "fitted")
-        found.append((f"{name}, in 90 % interval", f"{int(inside_n[which_n].sum())} of {int(which_n.sum())}"))
+        found.append((f"{name} in interval", f"{int(inside_n[which_n].sum())} of {int(which_n.sum())}"))
     return found
 
 
@@ -124,9 +125,12 @@ def _ranking(law: Law) -> list[Section]:
     if len(law.ranking) < 2:
         return []
     unit = "%" if law.log else _say(law.target)
-    scale = 100 if law.log else 1
+
+    def share(error: float | None) -> float | None:
+        return None if error is None else error * (100 if law.log else 1)
+
     rows = [
-        (s.form, s.leave_one_out * scale, None if s.forward is None else s.forward * scale, s.weight, s.interval_weight)
+        (s.form, share(s.leave_one_out), share(s.forward), s.weight, s.interval_weight)
         for s in law.ranking
         if not s.excluded
     ]

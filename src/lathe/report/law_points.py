@@ -24,6 +24,10 @@ SPAN = 1.6
 """A group wider than this factor is no group: the values are cut into bins instead."""
 BINS = 6
 GRID = 40
+NARROW = 1.3
+"""Runs whose params are all within this factor are of one size: no curve along params."""
+STRETCH = 1.4
+"""How far a curve goes beyond its runs, as a factor."""
 
 Row = dict[str, Any]
 _MADE_OF = {name: needs for name, needs, _ in DERIVATIONS if name not in ("params", "tokens")}
@@ -69,24 +73,30 @@ class Points:
             return "%"
         return "points" if in_parts(self.law.target) else "nats"
 
-    def rows(self) -> list[Row]:
-        """List one row a run, ready for a chart: no NaN, no arrays."""
+    @property
+    def fields(self) -> dict[str, list[Any]]:
+        """Lay out what a chart may show of each run, ready for JSON: no NaN, no arrays."""
+        shape = [self.columns[c] for c in ("d_model", "n_layers") if c in self.columns]
+        found: dict[str, list[Any]] = {
+            "run": list(self.names),
+            "split": ["held out" if h else "fitted" for h in self.held_out_n],
+            "group": [self.sizes.labels[i] for i in self.sizes.index_n],
+        }
+        if self.ratios is not None:
+            found["ratio"] = [self.ratios.labels[i] for i in self.ratios.index_n]
+        if len(shape) == 2:
+            found["shape"] = [f"{d:g} × {n:g}" for d, n in zip(*shape, strict=True)]
         shown = [c for c in dict.fromkeys((*_SHOWN, *self.law.columns)) if c in self.columns]
-        shown = [c for c in shown if self.columns[c].dtype.kind in "iuf"]
-        numbers: dict[str, Any] = {c: self.columns[c] for c in shown}
+        numbers = {c: self.columns[c] for c in shown if self.columns[c].dtype.kind in "iuf"}
         numbers |= {"measured": self.measured_n, "predicted": self.predicted_n, "residual": self.residual_n}
         if self.low_n is not None and self.high_n is not None:
             numbers |= {"low": self.low_n, "high": self.high_n}
-        found = []
-        for i, name in enumerate(self.names):
-            row: Row = {"run": name, "split": "held out" if self.held_out_n[i] else "fitted"}
-            row["group"] = self.sizes.labels[self.sizes.index_n[i]]
-            if self.ratios is not None:
-                row["ratio"] = self.ratios.labels[self.ratios.index_n[i]]
-            if "d_model" in shown and "n_layers" in shown:
-                row["shape"] = f"{self.columns['d_model'][i]:g} × {self.columns['n_layers'][i]:g}"
-            found.append(row | {key: plain(values[i]) for key, values in numbers.items()})
-        return found
+        return found | {key: [plain(v) for v in values] for key, values in numbers.items()}
+
+    def rows(self) -> list[Row]:
+        """List `fields` as one row a run."""
+        fields = self.fields
+        return [dict(zip(fields, row, strict=True)) for row in zip(*fields.values(), strict=True)]
 
 
 def in_parts(target: str) -> bool:
@@ -186,9 +196,10 @@ def trace(points: Points, *, axis: str, groups: Groups) -> list[Row]:
     for g, label in enumerate(groups.labels):
         rows = np.flatnonzero(groups.index_n == g)
         at_n = points.columns[axis][rows].astype(np.float64)
-        stretch = 1.0 if axis == points.law.target or axis.startswith("loss") else 1.4
-        if axis == "params" and np.ptp(at_n) <= 1e-9 * at_n.max():
+        span = at_n.max() / at_n.min()
+        if axis == "params" and span < NARROW:
             continue
+        stretch = STRETCH if axis == "tokens" else min(STRETCH, span**0.25)
         x_g = np.geomspace(at_n.min() / stretch, at_n.max() * stretch, GRID)
         middle = rows[_middle(points.columns, rows, needed)]
         part = {axis: x_g}

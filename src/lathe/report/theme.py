@@ -79,7 +79,7 @@ def chart_config(theme: Theme, *, background: bool) -> dict[str, Any]:
         "axisY": {"domain": False, "ticks": False, "labelPadding": 6},
         "legend": {
             "orient": "bottom",
-            "columns": 5,
+            "columns": 6,
             "labelColor": theme.muted,
             "titleColor": theme.ink,
             "labelFontSize": 11,
@@ -115,7 +115,8 @@ def _styles(theme: Theme) -> dict[str, dict[str, Any]]:
     return {
         "band": {"opacity": 0.16, "strokeWidth": 0},
         "curve": {"strokeWidth": 2},
-        "dot": {"size": 46, "opacity": 0.9, "stroke": theme.paper, "strokeWidth": 0.7},
+        "speck": {"opacity": 0.4},
+        "dot": {"opacity": 0.9, "stroke": theme.paper, "strokeWidth": 0.7},
         "whisker": {"strokeWidth": 1.2, "opacity": 0.5},
         "reference": {"color": theme.muted, "strokeWidth": 1, "strokeDash": [4, 3]},
         "noise": {"color": theme.muted, "opacity": 0.1, "strokeWidth": 0},
