@@ -5,6 +5,9 @@
     ├── CodecError        a TOML or JSON document that does not hold the word it should
     ├── RunsError         a table of runs that cannot be read or trusted
     ├── LawError          a law that cannot be fit, or was asked what it cannot answer
+    ├── DeviceError       a device whose numbers cannot be, or that lacks what is asked
+    ├── WorkloadError     a workload that cannot be, or that a model cannot serve
+    ├── BudgetError       a budget that contradicts itself, or asks what cannot be said
     ├── PresetError       a name that no preset has
     └── MissingExtraError a feature whose optional packages are not installed
 
@@ -35,6 +38,18 @@ class RunsError(LatheError, ValueError):
 
 class LawError(LatheError, ValueError):
     """Refuse a fit that the runs cannot support, or a question that a law cannot answer."""
+
+
+class DeviceError(LatheError, ValueError):
+    """Refuse a device whose numbers cannot be, or that lacks what is asked of it."""
+
+
+class WorkloadError(LatheError, ValueError):
+    """Refuse a workload that cannot be, or that a model cannot serve."""
+
+
+class BudgetError(LatheError, ValueError):
+    """Refuse a budget that contradicts itself, or a plan that nothing supports."""
 
 
 class PresetError(LatheError, KeyError):

@@ -90,8 +90,9 @@ def leave_sizes_out(
 ) -> list[Comparison]:
     """Predict each size from the rest with each form; "auto" chooses anew inside each fold. Raises as `fit` does."""
     split = sizes(runs, rule=folds)
-    if len(split.labels) < 2:
-        raise LawError(f"the runs are all of one size ({split.labels[0]}), so none can be left out")
+    only, *others = split.labels
+    if not others:
+        raise LawError(f"the runs are all of one size ({only}), so none can be left out")
     y_n = column(runs, target)
     found = []
     for form in forms:

@@ -8,7 +8,6 @@ Training FLOPs are 6·N·D and serving FLOPs 2·N a token throughout, as the law
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +19,8 @@ from lathe.laws.system import Array
 
 POINTS = 512
 DRAW_POINTS = 160
+FINE_POINTS = 64
+REFINEMENTS = 3
 ASPECTS = 24
 RATIOS = (0.05, 2e5)
 """Tokens a parameter between which an optimum is looked for."""
@@ -221,35 +222,37 @@ def lifetime_optimal(
     Sardana et al. 2024, arXiv:2401.00448, eq. 3. For a law that reads shape, over shapes of the given or best aspect.
 
     Raises:
-        LawError: no size reaches the loss, or as `optimal` raises.
+        LawError: no size reaches the loss, or the cheapest that does is far outside the fitted sizes; or as `optimal`
+            raises.
     """
     _check_positive(target_loss=target_loss, aspect=aspect)
     if not (math.isfinite(inference_tokens) and inference_tokens >= 0):
         raise LawError(f"inference_tokens={inference_tokens} makes no sense; give zero or more")
     _refuse_run_mean(law, "weigh training against serving")
     aspects = _aspects(law, aspect)
-    grid_g = np.geomspace(law_range(law)[0] / 1e3, law_range(law)[1] * 1e4, 4 * POINTS)
+    smallest, largest = law_range(law)
+    coarse_g = np.geomspace(smallest / 1e3, largest * 1e4, 2 * POINTS)
+    coarse_sg = _tokens_to(law, coarse_g, aspects, target_loss)
+    if not np.isfinite(coarse_sg).any():
+        raise LawError(
+            f"target_loss={target_loss:g} is below what the law {law.name} reaches at any size and number of tokens"
+            " searched; ask for a higher loss"
+        )
 
-    def solved(inference: float) -> tuple[float, float, float | None]:
-        best: tuple[float, float, float, float | None] | None = None
-        for one in [None] if aspects is None else aspects[:, None]:
-            tokens_g = _tokens_to(lambda t, one=one: law.predict(_table(law, grid_g, t, one)), target_loss, len(grid_g))
-            cost_g = 6 * grid_g * tokens_g + 2 * grid_g * inference
-            if not np.isfinite(cost_g).any():
-                continue
-            finite = np.isfinite(cost_g)
-            params, _ = _lowest(np.log(grid_g[finite]), np.log(cost_g[finite])[None])
-            at = np.array([params[0]])
-            tokens = _tokens_to(lambda t, at=at, one=one: law.predict(_table(law, at, t, one)), target_loss, 1)[0]
-            cost = 6 * params[0] * tokens + 2 * params[0] * inference
-            if best is None or cost < best[0]:
-                best = (float(cost), float(params[0]), float(tokens), None if one is None else float(one[0]))
-        if best is None:
+    def solved(inference: float) -> tuple[float, float, Array | None]:
+        s, g = (int(i) for i in np.unravel_index(_cost(coarse_g, coarse_sg, inference).argmin(), coarse_sg.shape))
+        if g in (0, len(coarse_g) - 1):
             raise LawError(
-                f"target_loss={target_loss:g} is below what the law {law.name} reaches at any size and number of tokens"
-                " searched; ask for a higher loss"
+                f"target_loss={target_loss:g} is cheapest to reach at or beyond {coarse_g[g]:.3g} params, where the law"
+                f" {law.name} says nothing: its runs had {smallest:.3g} to {largest:.3g}; ask for a loss nearer theirs"
             )
-        return best[1:]
+        chosen = None if aspects is None else aspects[s : s + 1]
+        params_g, tokens_g = coarse_g, coarse_sg[s]
+        for _ in range(REFINEMENTS):
+            params_g = np.geomspace(params_g[g - 1], params_g[g + 1], FINE_POINTS)
+            tokens_g = _tokens_to(law, params_g, chosen, target_loss)[0]
+            g = int(np.clip(_cost(params_g, tokens_g, inference).argmin(), 1, FINE_POINTS - 2))
+        return float(params_g[g]), float(tokens_g[g]), chosen
 
     params, tokens, chosen = solved(inference_tokens)
     return LifetimeOptimum(
@@ -260,8 +263,8 @@ def lifetime_optimal(
         training_flops=6 * params * tokens,
         inference_flops=2 * params * inference_tokens,
         compute_optimal_params=solved(0.0)[0],
-        aspect=chosen,
-        extrapolation=tuple(law.extrapolation({"params": np.array([params]), "tokens": np.array([tokens])})),
+        aspect=None if chosen is None else float(chosen[0]),
+        extrapolation=tuple(law.extrapolation(_table(law, np.array([params]), np.array([tokens]), chosen))),
     )
 
 
@@ -271,12 +274,25 @@ def law_range(law: Law) -> tuple[float, float]:
     return (1e6, 1e9) if axis is None else (axis.low, axis.high)
 
 
-def _tokens_to(loss_of: Callable[[Array], Array], target: float, count: int) -> Array:
-    """Bisect for the tokens at which each size reaches the target; infinite where none within 1e3 to 1e18 do."""
-    low, high = np.full(count, math.log(1e3)), np.full(count, math.log(1e18))
-    possible = loss_of(np.exp(high)) <= target
-    for _ in range(70):
+def _cost(params_g: Array, tokens_sg: Array, inference: float) -> Array:
+    return 6 * params_g * tokens_sg + 2 * params_g * inference
+
+
+def _tokens_to(law: Law, params_g: Array, aspects: Array | None, target: float) -> Array:
+    """Bisect for the tokens at which each size reaches the target; infinite where none within 1e3 to 1e18 do.
+
+    Returns axes (s, g), with one row for a law blind to shape.
+    """
+    table = _table(law, params_g, np.ones_like(params_g), aspects)  # width and depth do not depend on the tokens
+    shape = (1 if aspects is None else len(aspects), len(params_g))
+    low, high = np.full(shape, math.log(1e3)), np.full(shape, math.log(1e18))
+
+    def reached(log_tokens: Array) -> np.ndarray:
+        return law.predict({**table, "tokens": np.exp(log_tokens).ravel()}).reshape(shape) <= target
+
+    possible = reached(high)
+    for _ in range(60):
         middle = 0.5 * (low + high)
-        enough = loss_of(np.exp(middle)) <= target
+        enough = reached(middle)
         low, high = np.where(enough, low, middle), np.where(enough, middle, high)
     return np.where(possible, np.exp(high), np.inf)

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 from lathe.codec import write_atomic
 from lathe.errors import LatheError, MissingExtraError
 from lathe.report.html import Page, Section, render_page
+from lathe.report.law_page import law_page
 from lathe.report.theme import LIGHT, chart_config
 
 if TYPE_CHECKING:
     import altair as alt
 
     from lathe.report.html import AnyChart
+
+__all__ = ["PLOT_SUFFIXES", "check_plot_path", "law_page", "lay_out", "save_chart"]
 
 PLOT_SUFFIXES = (".html", ".png", ".svg", ".pdf", ".json")
 PANEL_WIDTH = 440
@@ -76,7 +79,7 @@ def lay_out(page: Page) -> alt.ConcatChart:
     figures = "   ·   ".join(f"{what}: {value}" for what, value in page.figures)
     title = alt.TitleParams(text=page.title, subtitle=[*page.lead, *filter(None, [figures])], fontSize=20, offset=20)
     grid = alt.concat(*panels, columns=2, spacing=40, title=title)
-    return grid.resolve_scale(color="independent", shape="independent")
+    return grid.resolve_scale(color="independent", fill="independent", shape="independent")
 
 
 def _convert(spec: dict[str, Any], suffix: str) -> str | bytes:

@@ -7,12 +7,13 @@ Rows go in as plain values, which have no limit on their number.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lathe.report.law_levels import Levels, nice_steps
-from lathe.report.law_points import LEVEL, Groups, Points, Row, trace
+from lathe.report.law_points import Groups, Points, Row, per_cent, trace
 
 if TYPE_CHECKING:
     import altair as alt
@@ -22,11 +23,11 @@ CROWD = 400
 """Beyond this many runs dots are specks, and curves lie over them."""
 TITLES = {"tokens": "training tokens", "loss": "loss (nats per token)", "tokens_per_param": "tokens per param"}
 _COUNTS = ("params", "tokens", "non_embedding_params", "non_vocab_params", "vocab_params", "flops")
-_SHORT = "replace(format(datum.value, '.2~s'), 'G', 'B')"
+_SHORT = "replace(format(datum.value, '.4~s'), 'G', 'B')"
 
 
 def chart_fit(points: Points, *, axis: str = "tokens") -> alt.LayerChart:
-    """Chart the target along one axis: runs, the law through each group of them, and its 90 % band.
+    """Chart the target along one axis: runs, the law through each group of them, and its band.
 
     Along params the groups are of equal tokens per param, along tokens of equal size; along any other axis there
     is one. Raises as `Law.predict` does.
@@ -56,7 +57,7 @@ def chart_fit(points: Points, *, axis: str = "tokens") -> alt.LayerChart:
 
 
 def chart_residuals(points: Points) -> alt.LayerChart:
-    """Chart measured less predicted against params, in per cent, with the 90 % of cross-validation's noise behind.
+    """Chart measured less predicted against params, in per cent, with cross-validation's noise behind.
 
     Coloured by tokens per param where the runs say, else by size. Where there are no params, against the law's
     first column.
@@ -70,7 +71,9 @@ def chart_residuals(points: Points) -> alt.LayerChart:
     unit = {"%": "%", "points": "percentage points"}.get(points.residual_unit, points.residual_unit)
     title_y = f"measured − predicted ({unit})"
     y = alt.Y("residual", type="quantitative", title=title_y)
-    scale = 1.645 * points.law.cv * (1 if points.residual_unit == "nats" else 100)
+    scale = (
+        NormalDist().inv_cdf((1 + points.level) / 2) * points.law.cv * (1 if points.residual_unit == "nats" else 100)
+    )
     noise = alt.Chart(_data([{"low": -scale, "high": scale}])).mark_rect(style="noise")
     zero = alt.Chart(_data([{"residual": 0}])).mark_rule(style="reference").encode(y=y)
     dots = _dots(points, alt.Chart(_data(points.rows())))
@@ -80,7 +83,7 @@ def chart_residuals(points: Points) -> alt.LayerChart:
 
 
 def chart_predicted(points: Points) -> alt.LayerChart:
-    """Chart predicted against measured, each with its 90 % interval, and the diagonal where they agree."""
+    """Chart predicted against measured, each with its interval, and the diagonal where they agree."""
     import altair as alt
 
     ends = [*points.predicted_n, *points.measured_n]
@@ -269,8 +272,8 @@ def _tooltip(points: Points) -> list[Any]:
         ("measured", "measured", ".4~f"),
         ("predicted", "predicted", ".4~f"),
         ("residual", f"difference ({points.residual_unit})", "+.2f"),
-        ("low", f"{LEVEL:.0%} from", ".4~f"),
-        ("high", f"{LEVEL:.0%} to", ".4~f"),
+        ("low", f"{per_cent(points.level)} from", ".4~f"),
+        ("high", f"{per_cent(points.level)} to", ".4~f"),
     ]
     found = []
     for field, title, format_ in known:

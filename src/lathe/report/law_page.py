@@ -10,7 +10,7 @@ from lathe.laws.law import Law
 from lathe.report.html import DataTable, Page, Section
 from lathe.report.law_charts import chart_fit, chart_levels, chart_predicted, chart_residuals
 from lathe.report.law_levels import find_levels, reads_shape
-from lathe.report.law_points import NARROW, Points, list_primaries, read_points, short
+from lathe.report.law_points import NARROW, Points, list_primaries, per_cent, read_points, short
 from lathe.runs import Table
 
 
@@ -19,6 +19,7 @@ def law_page(
     runs: Table,
     *,
     held_out: Table | None = None,
+    level: float = 0.9,
     tokens: float | None = None,
     assume: Collection[str] = (),
 ) -> Page:
@@ -27,13 +28,14 @@ def law_page(
     Args:
         runs: the table the law was fitted to.
         held_out: runs it never saw, marked as such.
+        level: probability of the bands and bars.
         tokens: training tokens for the chart over width and depth; the runs' median if not given.
         assume: as for `Law.predict`.
 
     Raises:
         LawError: a table lacks the target, or the law cannot predict a row.
     """
-    points = read_points(law, runs, held_out=held_out, assume=assume)
+    points = read_points(law, runs, held_out=held_out, level=level, assume=assume)
     sections = [*_fit_sections(points), _residual_section(points), _predicted_section(points)]
     if reads_shape(points) and (levels := find_levels(points, tokens=tokens)) is not None:
         text = (
@@ -63,7 +65,7 @@ def _fit_sections(points: Points) -> list[Section]:
         *(["tokens"] if "tokens" in needed else []),
         *(["params"] if shaped and "params" in points.columns else []),
     ] or [needed[0]]
-    band = " Bands hold a new run with probability 90 %." if points.low_n is not None else ""
+    band = f" Bands hold a new run with probability {per_cent(points.level)}." if points.low_n is not None else ""
     about = {
         "tokens": "A curve a size, for the shape in the middle of its runs.",
         "params": "A curve for each number of tokens per param, through the shapes typical of each size.",
@@ -79,14 +81,17 @@ def _fit_sections(points: Points) -> list[Section]:
 
 
 def _residual_section(points: Points) -> Section:
-    text = "What the law leaves unexplained; the grey band is the 90 % of cross-validation's error."
+    text = (
+        "What the law leaves unexplained; the grey band holds"
+        f" {per_cent(points.level)} of the error that cross-validation shows."
+    )
     return Section(heading="Residuals", text=text, chart=chart_residuals(points))
 
 
 def _predicted_section(points: Points) -> Section:
     text = "On the dashed line the law is right."
     if points.low_n is not None:
-        text += " Bars are 90 % intervals for a new run."
+        text += f" Bars are {per_cent(points.level)} intervals for a new run."
     return Section(heading="Predicted against measured", text=text, chart=chart_predicted(points))
 
 

@@ -16,7 +16,6 @@ from lathe.laws.law import Law
 from lathe.laws.system import Array
 from lathe.runs import DERIVATIONS, Table, derive, list_columns
 
-LEVEL = 0.9
 GROUPS = 12
 NEIGHBOURS = 1.15
 """Values within this factor of the next belong to one group, as in `lathe.laws.choose`."""
@@ -47,6 +46,8 @@ class Points:
     """Runs beside what a law predicts for them; `columns` are those that all tables of runs share."""
 
     law: Law
+    level: float
+    """Probability of every interval shown."""
     assume: tuple[str, ...]
     columns: Mapping[str, np.ndarray]
     names: tuple[str, ...]
@@ -99,6 +100,11 @@ class Points:
         return [dict(zip(fields, row, strict=True)) for row in zip(*fields.values(), strict=True)]
 
 
+def per_cent(share: float) -> str:
+    """Write a share as people say it: 90 %."""
+    return f"{100 * share:.4g} %"
+
+
 def in_parts(target: str) -> bool:
     """Say whether a target goes from 0 to 1, as error and accuracy do."""
     return target.startswith(("error", "accuracy"))
@@ -117,7 +123,9 @@ def short(value: float) -> str:
     return f"{value:.3g}"
 
 
-def read_points(law: Law, runs: Table, *, held_out: Table | None = None, assume: Collection[str] = ()) -> Points:
+def read_points(
+    law: Law, runs: Table, *, held_out: Table | None = None, level: float = 0.9, assume: Collection[str] = ()
+) -> Points:
     """Set runs beside the law's predictions; rows without a measured target are left out.
 
     Raises:
@@ -137,9 +145,10 @@ def read_points(law: Law, runs: Table, *, held_out: Table | None = None, assume:
         raise LawError(f"no run has a value of {law.target!r} to draw")
     names = columns["name"] if "name" in columns else np.array([f"run {i + 1}" for i in range(count)], dtype=object)
     columns, names, held_out_n = {c: v[keep_n] for c, v in columns.items()}, names[keep_n], held_out_n[keep_n]
-    predicted_n, low_n, high_n = predict_rows(law, columns, assume)
+    predicted_n, low_n, high_n = predict_rows(law, columns, level=level, assume=assume)
     return Points(
         law=law,
+        level=level,
         assume=tuple(assume),
         columns=columns,
         names=tuple(map(str, names)),
@@ -153,12 +162,14 @@ def read_points(law: Law, runs: Table, *, held_out: Table | None = None, assume:
     )
 
 
-def predict_rows(law: Law, columns: Table, assume: Collection[str]) -> tuple[Array, Array | None, Array | None]:
-    """Predict rows, with the ends of their 90 % interval where the law keeps draws."""
+def predict_rows(
+    law: Law, columns: Table, *, level: float, assume: Collection[str]
+) -> tuple[Array, Array | None, Array | None]:
+    """Predict rows, with the ends of their interval where the law keeps draws."""
     predicted_n = law.predict(columns, assume=assume)
     if not any(m.interval_weight > 0 and len(m.draws_bp) > 1 for m in law.members):
         return predicted_n, None, None
-    interval = law.interval(columns, level=LEVEL, assume=assume)
+    interval = law.interval(columns, level=level, assume=assume)
     return predicted_n, interval.low, interval.high
 
 
@@ -216,7 +227,7 @@ def trace(points: Points, *, axis: str, groups: Groups) -> list[Row]:
 
 
 def _curve_rows(points: Points, columns: Mapping[str, Array], axis: str, labels: list[str]) -> list[Row]:
-    predicted_g, low_g, high_g = predict_rows(points.law, columns, points.assume)
+    predicted_g, low_g, high_g = predict_rows(points.law, columns, level=points.level, assume=points.assume)
     rows: list[Row] = [
         {"group": label, axis: plain(x), "predicted": plain(y)}
         for label, x, y in zip(labels, columns[axis], predicted_g, strict=True)

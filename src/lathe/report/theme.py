@@ -79,7 +79,8 @@ def chart_config(theme: Theme, *, background: bool) -> dict[str, Any]:
         "axisY": {"domain": False, "ticks": False, "labelPadding": 6},
         "legend": {
             "orient": "bottom",
-            "columns": 6,
+            "layout": {"bottom": {"anchor": "start", "direction": "vertical", "margin": 4}},
+            "columns": 5,
             "labelColor": theme.muted,
             "titleColor": theme.ink,
             "labelFontSize": 11,
