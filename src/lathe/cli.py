@@ -101,8 +101,11 @@ def fit(
         seed: of the bootstrap.
     """
     from lathe.laws.fit import fit as fit_law
+    from lathe.laws.store import check_path
     from lathe.report.law_tables import held_out_table, law_summary
 
+    if out is not None:
+        check_path(out)
     if plot is not None:
         from lathe.report.charts import check_plot_path
 
@@ -215,8 +218,10 @@ def compare(
     focus_n = None if focus is None else match_rows(table, focus, source=runs)
     console = _console()
     if as_published:
-        rows = compare_as_published(table, focus_n=table["size"].to_numpy() == "1B" if focus_n is None else focus_n)
-        console.print(comparison_table([r for r, _ in rows], focus=focus or "the 1B runs"))
+        largest = "size == '1B'"
+        focus_n = match_rows(table, largest, source=runs) if focus_n is None else focus_n
+        rows = compare_as_published(table, focus_n=focus_n)
+        console.print(comparison_table([r for r, _ in rows], focus=focus or largest))
         for row, found in rows:
             console.print(f"{row.fit_set} {row.form}: " + ", ".join(f"{k} {v:.6g}" for k, v in found.items()))
         return
@@ -280,12 +285,17 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 
+DESCRIPTION = """Shape language models to their latency budget.
+
+Example: lathe fit morph-2025 --out law.json
+
+Each command says more: lathe fit --help"""
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command; an error that the user can mend ends in one line on stderr and exit code 2."""
     try:
-        tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, prog="lathe", description="Shape language models to their latency budget.", args=argv
-        )
+        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="lathe", description=DESCRIPTION, args=argv)
     except LatheError as error:
         print(f"lathe: {error}", file=sys.stderr)
         sys.exit(2)
@@ -340,9 +350,10 @@ class _progress:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+        console = Console(stderr=True)
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(),
-            console=Console(stderr=True), transient=True,
+            console=console, transient=True, disable=not console.is_terminal,
         )  # fmt: skip
         self._title = title
 

@@ -78,7 +78,7 @@ def test_published_negative_coefficient_is_repeated(
 
 
 def test_published_needs_its_sets(morph: pd.DataFrame, largest_n: np.ndarray) -> None:
-    with pytest.raises(LawError, match="no columns `set_a` and `set_b`.*'morph-2025' has"):
+    with pytest.raises(LawError, match=r"no columns `set_a` and `set_b`.*'morph-2025' has"):
         compare_as_published(morph.drop(columns="set_b"), focus_n=largest_n)
     with pytest.raises(LawError, match="'width-depth' has no published fit to repeat; those with one: chinchilla-tied"):
         fit_as_published(morph, "width-depth", fitted_n=largest_n)

@@ -1,5 +1,7 @@
 """Intervals: the mixture's quantiles and parts, standard errors against SciPy's, and coverage of new runs."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from scipy.optimize import curve_fit
@@ -72,7 +74,7 @@ def test_wider_levels_hold_narrower_ones() -> None:
     law = fit(make_runs(0), "chinchilla", draws=200)
     runs = make_runs(1, runs=8)
     found = [law.interval(runs, level=level) for level in (0.3, 0.6, 0.9, 0.99)]
-    for narrow, wide in zip(found, found[1:], strict=False):
+    for narrow, wide in pairwise(found):
         assert (wide.low < narrow.low).all()
         assert (narrow.high < wide.high).all()
     assert (found[0].low < law.predict(runs) * 1.001).all()

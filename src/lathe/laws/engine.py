@@ -17,10 +17,18 @@ from lathe.laws.scan import CELLS, scan
 from lathe.laws.system import Array, System
 
 MAX_STEPS = 200
+RACE_STEPS = 25
+"""Steps after which only the best of a fit's finalists runs on."""
 
 
 def solve(
-    system: System, y_n: Array, weights_bn: Array, loss: Loss, *, cells: int = CELLS, keep: int = 24
+    system: System,
+    y_n: Array,
+    weights_bn: Array,
+    loss: Loss,
+    *,
+    cells: int = CELLS,
+    keep: int = 24,
 ) -> tuple[Array, Array]:
     """Fit every weighting of the runs from scratch; returns theta (b, p) and costs (b).
 
@@ -37,12 +45,17 @@ def solve(
     order_bs = np.argsort(np.nan_to_num(cost_b.reshape(fits, kept), nan=np.inf), axis=1)[:, :finalists]
     chosen_bsp = np.take_along_axis(linear_bp.reshape(fits, kept, -1), order_bs[..., None], axis=1)
     linear_bp, cost_b = polish(
-        system, chosen_bsp.reshape(-1, system.size), y_n, np.repeat(weights_bn, finalists, axis=0), loss
+        system,
+        chosen_bsp.reshape(-1, system.size),
+        y_n,
+        np.repeat(weights_bn, finalists, axis=0),
+        loss,
+        max_steps=RACE_STEPS,
     )
-    cost_bs = np.nan_to_num(cost_b.reshape(fits, finalists), nan=np.inf)
-    best_b = cost_bs.argmin(axis=1)
-    pick = np.arange(fits)
-    return system.to_theta(linear_bp.reshape(fits, finalists, -1)[pick, best_b]), cost_bs[pick, best_b]
+    best_b = np.nan_to_num(cost_b.reshape(fits, finalists), nan=np.inf).argmin(axis=1)
+    winner_bp = linear_bp.reshape(fits, finalists, -1)[np.arange(fits), best_b]
+    linear_bp, cost_b = polish(system, winner_bp, y_n, weights_bn, loss)
+    return system.to_theta(linear_bp), np.nan_to_num(cost_b, nan=np.inf)
 
 
 def resolve(system: System, theta_p: Array, y_n: Array, weights_bn: Array, loss: Loss) -> tuple[Array, Array]:

@@ -105,19 +105,37 @@ def _shares(pieces: Sequence[Piece], linear_bp: Array, runs: int) -> tuple[Array
     return np.sign(total_bn), top_bn + np.log(np.abs(total_bn)), shares
 
 
+def residual_gradients(system: System, linear_p: Array, y_n: Array, loss: Loss) -> tuple[Array, Array]:
+    """Return one fit's residual at each run (n), and its gradient (n, p) in linear coordinates."""
+    linear_bp = np.atleast_2d(linear_p)
+    shares, value_bn, r_bn = _residuals(system, linear_bp, y_n, loss)
+    jacobian_bpn, unused_bpq = np.zeros((1, system.size, system.runs)), np.zeros((1, system.size, system.size))
+    for pieces, shares_bn in zip(system.factors, shares, strict=True):
+        for piece, share_bn in zip(pieces, shares_bn, strict=True):
+            _add_piece(piece, share_bn, share_bn, jacobian_bpn, unused_bpq)
+    scale_n = np.ones(system.runs) if value_bn is None else value_bn[0]
+    return r_bn[0], jacobian_bpn[0].T * scale_n[:, None]
+
+
+def _residuals(
+    system: System, linear_bp: Array, y_n: Array, loss: Loss
+) -> tuple[list[list[Array]], Array | None, Array]:
+    """Return each factor's shares, the prediction itself where residuals are in level, and the residuals."""
+    factors = [_shares(pieces, linear_bp, system.runs) for pieces in system.factors]
+    shares = [f[2] for f in factors]
+    log_bn = sum(f[1] for f in factors[1:]) + factors[0][1]
+    if loss.log:
+        return shares, None, log_bn - np.log(y_n)
+    value_bn = np.exp(log_bn)
+    for sign_bn, _, _ in factors:
+        value_bn *= sign_bn
+    return shares, value_bn, value_bn - y_n
+
+
 def _evaluate(system: System, linear_bp: Array, y_n: Array, weights_bn: Array, loss: Loss) -> Point:
     fits, runs, size = len(linear_bp), system.runs, system.size
     with np.errstate(all="ignore"):  # a step too far gives inf or nan, and the caller refuses it
-        factors = [_shares(pieces, linear_bp, runs) for pieces in system.factors]
-        log_bn = sum(f[1] for f in factors[1:]) + factors[0][1]
-        if loss.log:
-            r_bn = log_bn - np.log(y_n)
-            value_bn = None
-        else:
-            value_bn = np.exp(log_bn)
-            for sign_bn, _, _ in factors:
-                value_bn *= sign_bn
-            r_bn = value_bn - y_n
+        shares, value_bn, r_bn = _residuals(system, linear_bp, y_n, loss)
         cost_bn, slope_bn, bend_bn = loss.charge(r_bn)
         cost_b = np.einsum("bn,bn->b", weights_bn, cost_bn)
         slope_bn = slope_bn * weights_bn
@@ -131,10 +149,10 @@ def _evaluate(system: System, linear_bp: Array, y_n: Array, weights_bn: Array, l
             steep_bn = steep_bn * value_bn**2
         total_bpn = np.zeros((fits, size, runs))
         hessian_bpq = np.zeros((fits, size, size))
-        for pieces, (_, _, shares) in zip(system.factors, factors, strict=True):
+        for pieces, shares_bn in zip(system.factors, shares, strict=True):
             alone = len(system.factors) == 1
             factor_bpn = total_bpn if alone else np.zeros_like(total_bpn)
-            for piece, share_bn in zip(pieces, shares, strict=True):
+            for piece, share_bn in zip(pieces, shares_bn, strict=True):
                 _add_piece(piece, share_bn, share_bn * slope_bn, factor_bpn, hessian_bpq)
             if not alone:
                 total_bpn += factor_bpn

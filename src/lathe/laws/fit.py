@@ -45,7 +45,7 @@ def fit(
         objective: "squares-log" (least squares on the log), "huber-log" (Huber's loss of log residuals, δ = 1e-3),
             "squares" (least squares); the form's own if not given.
         seed: of the bootstrap's weights. The fit itself does not depend on it.
-        draws: bootstrap draws to keep for intervals; 0 for none.
+        draws: bootstrap draws to keep for intervals; 0 for none, and then a named form is not cross-validated.
         folds: how cross-validation groups runs into sizes, see `lathe.laws.choose.sizes`.
         progress: called before each step with what it is and the share done, 0 to 1.
 
@@ -68,7 +68,8 @@ def fit(
     y_n = column(columns, target)
     loss = Loss.of(objective)
     _check_objective(forms, loss, y_n, target)
-    split = _split(columns, folds, forms)
+    # Without draws there is no interval, and a named form needs no choice: cross-validation would go unused.
+    split = _split(columns, folds, forms) if automatic or draws else None
     fitted = []
     for i, one in enumerate(forms):
         progress(one.name, 0.7 * i / len(forms))
@@ -97,7 +98,7 @@ def fit(
         runs=len(y_n),
         axes=axes,
         cv=min(drawn),
-        warnings=judge(tuple(members), columns, y_n) + _fold_warnings(scores),
+        warnings=judge(tuple(members), columns, y_n) + (_fold_warnings(scores) if draws else ()),
         seed=seed,
     )
 

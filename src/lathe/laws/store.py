@@ -49,6 +49,14 @@ class LawRecord:
     seed: int
 
 
+def check_path(path: Path) -> None:
+    """Refuse a file that `save` could not write, before the work whose result it shall hold. Raises CodecError."""
+    if path.suffix != ".json":
+        raise CodecError(f"{path}: the name should end in .json")
+    if not path.parent.is_dir():
+        raise CodecError(f"there is no folder {path.parent} to write {path.name} in; make it first")
+
+
 def save(law: Law, path: Path) -> None:
     """Write a law, whole or not at all."""
     members = [

@@ -14,7 +14,7 @@ from scipy.special import ndtri
 
 from lathe.errors import LawError
 from lathe.laws.engine import resolve
-from lathe.laws.evaluate import Loss, evaluate
+from lathe.laws.evaluate import Loss, evaluate, residual_gradients
 from lathe.laws.system import Array, System
 
 
@@ -62,14 +62,15 @@ class Identified:
 def identify(system: System, theta_p: Array, y_n: Array, loss: Loss) -> Identified:
     """Take standard errors by the delta method, and the condition of the scaled normal matrix.
 
-    Least squares: s²·(JᵀJ)⁻¹ with s² on n − p degrees of freedom. Huber: the sandwich H⁻¹(Σψ²∇∇ᵀ)H⁻¹. The condition is
-    that of JᵀJ scaled to a unit diagonal: 1 where every parameter is seen alone, above 1e8 where some combination is
-    all but unseen. Errors are infinite where the runs leave no degree of freedom.
+    Least squares: s²·(JᵀJ)⁻¹ with s² on n − p degrees of freedom. Huber: the sandwich B⁻¹(Σψ²∇∇ᵀ)B⁻¹, where the bread
+    B = Σψ'∇∇ᵀ takes ψ' as the density of residuals near zero (few residuals lie where Huber's loss is curved). The
+    condition is that of JᵀJ scaled to a unit diagonal: 1 where every parameter is seen alone, above 1e8 where some
+    combination is all but unseen. Errors are infinite where the runs leave no degree of freedom.
     """
     linear_p = system.to_linear(theta_p[None])
     ones = np.ones((1, system.runs))
-    plain = evaluate(system, linear_p, y_n, ones, Loss(log=loss.log, delta=None))
-    gauss_pq = plain.gauss_bpq[0]
+    point = evaluate(system, linear_p, y_n, ones, Loss(log=loss.log, delta=None))
+    gauss_pq = point.gauss_bpq[0]
     to_theta = system.to_theta(np.eye(system.size)).T
     from_theta = system.to_linear(np.eye(system.size)).T
     natural_pq = from_theta.T @ gauss_pq @ from_theta
@@ -79,24 +80,21 @@ def identify(system: System, theta_p: Array, y_n: Array, loss: Loss) -> Identifi
     if free <= 0:
         return Identified(theta_se_p=np.full(system.size, np.inf), condition=condition)
     if loss.delta is None:
-        cov_pq = _inverse(gauss_pq) * (2 * plain.cost_b[0] / free)
+        cov_pq = _inverse(gauss_pq) * (2 * point.cost_b[0] / free)
     else:
-        point = evaluate(system, linear_p, y_n, ones, loss)
-        bread_pq = _inverse(_made_positive(point.hessian_bpq[0], point.gauss_bpq[0]))
-        cov_pq = bread_pq @ _meat(system, linear_p, y_n, loss) @ bread_pq * (system.runs / free)
+        cov_pq = _sandwich(system, linear_p, y_n, loss, loss.delta) * (system.runs / free)
     theta_cov_pq = to_theta @ cov_pq @ to_theta.T
     return Identified(theta_se_p=np.sqrt(np.maximum(np.diag(theta_cov_pq), 0)), condition=condition)
 
 
-def _meat(system: System, linear_p: Array, y_n: Array, loss: Loss) -> Array:
-    """Sum ψ²·∇∇ᵀ over runs, one gradient a run."""
-    one_hot_bn = np.eye(system.runs)
-    each = evaluate(system, np.repeat(linear_p, system.runs, axis=0), y_n, one_hot_bn, loss).gradient_bp
-    return each.T @ each
-
-
-def _made_positive(hessian_pq: Array, gauss_pq: Array) -> Array:
-    return hessian_pq if np.linalg.eigvalsh(hessian_pq)[0] > 0 else gauss_pq
+def _sandwich(system: System, linear_p: Array, y_n: Array, loss: Loss, delta: float) -> Array:
+    """Take the covariance of a Huber fit: bread from residuals within a bandwidth, meat from every run's gradient."""
+    r_n, gradient_np = residual_gradients(system, linear_p, y_n, loss)
+    width = max(delta, float(np.median(np.abs(r_n))))
+    near_n = (np.abs(r_n) <= width) * (delta / width)
+    bread_pq = _inverse(gradient_np.T @ (near_n[:, None] * gradient_np))
+    pull_np = loss.charge(r_n)[1][:, None] * gradient_np
+    return bread_pq @ (pull_np.T @ pull_np) @ bread_pq
 
 
 def _inverse(matrix_pq: Array) -> Array:
