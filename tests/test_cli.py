@@ -134,9 +134,7 @@ def test_fit_of_downstream_error(run: Run, shared_data: Path) -> None:
 
 
 @pytest.mark.skipif(not DRAWABLE, reason="drawing needs lathe[report]")
-@pytest.mark.parametrize(
-    ("suffix", "begins"), [("html", b"<!"), ("svg", b"<svg"), ("png", b"\x89PNG"), ("pdf", b"%PDF")]
-)
+@pytest.mark.parametrize(("suffix", "begins"), [("html", b"<!"), ("png", b"\x89PNG")])
 def test_fit_draws(run: Run, here: Path, suffix: str, begins: bytes) -> None:
     plot = f"law.{suffix}"
     hold_out = ["--hold-out", "size == '1B'"] if suffix == "html" else []
@@ -163,7 +161,7 @@ def test_predict_by_tokens_per_param_as_json(run: Run, laws: Path) -> None:
     assert row["tokens"] == 20 * 1668885504
     assert row["low"] < row["loss"] < row["high"]
     assert row["level"] == 0.5
-    assert row["extrapolation"] == ["tokens reaches ×1.15 beyond the largest run (2.899e+10)"]
+    assert row["extrapolation"] == []
 
 
 def test_predict_without_draws_says_so(run: Run, laws: Path) -> None:
@@ -275,9 +273,9 @@ def test_lathe_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
         (["fit", "morph-2025", "--columns", "N=params"], "morph-2025 has no column 'N' to read as 'params'"),
         (["fit", "morph-2025", "--form", "error"], "column"),
         (["fit", "morph-2025", "--draws", "-5"], "draws=-5; give 0 for none, or 2 or more"),
-        (["fit", "morph-2025", "--form", "width-depth", "--where", "size == '1B'"], "4 runs cannot fix"),
+        (["fit", "morph-2025", "--form", "width-depth", "--where", "name in ['80M_v1', '1B_v1']"], "4 runs cannot fix"),
         (["compare", "morph-2025", "--forms", "aspekt"], "no law form is called 'aspekt'; did you mean 'aspect'"),
-        (["compare", "table.csv", "--as-published"], "no columns `set_a` and `set_b`"),
+        (["compare", "table.csv", "--as-published"], "no column 'set_a', 'set_b', 'size'"),
         (["shapes", "--family", "mobilelm"], "no family of shapes is called 'mobilelm'; did you mean 'mobilellm'?"),
         (["shape", "mobilellm-125"], "no shape preset is called 'mobilellm-125'; did you mean 'mobilellm-125m'"),
     ],
@@ -388,7 +386,7 @@ def test_a_law_that_cannot_be_written_is_refused_before_the_fit(
 
 def test_published_fits_of_a_table_without_sizes(fail: Run, here: Path) -> None:
     (here / "t.csv").write_text("params,tokens,loss,set_a,set_b\n1e8,2e9,3.5,1,1\n2e8,4e9,3.2,1,1\n")
-    assert "size" in fail("compare", "t.csv", "--as-published")
+    assert "this table has no column 'size'" in fail("compare", "t.csv", "--as-published")
 
 
 # As processes

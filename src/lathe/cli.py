@@ -218,10 +218,8 @@ def compare(
     focus_n = None if focus is None else match_rows(table, focus, source=runs)
     console = _console()
     if as_published:
-        largest = "size == '1B'"
-        focus_n = match_rows(table, largest, source=runs) if focus_n is None else focus_n
         rows = compare_as_published(table, focus_n=focus_n)
-        console.print(comparison_table([r for r, _ in rows], focus=focus or largest))
+        console.print(comparison_table([r for r, _ in rows], focus=focus or "the 1B runs"))
         for row, found in rows:
             console.print(f"{row.fit_set} {row.form}: " + ", ".join(f"{k} {v:.6g}" for k, v in found.items()))
         return

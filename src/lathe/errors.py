@@ -8,6 +8,7 @@
     ├── DeviceError       a device whose numbers cannot be, or that lacks what is asked
     ├── WorkloadError     a workload that cannot be, or that a model cannot serve
     ├── BudgetError       a budget that contradicts itself, or asks what cannot be said
+    ├── RecipeError       a training that cannot be run
     ├── PresetError       a name that no preset has
     └── MissingExtraError a feature whose optional packages are not installed
 
@@ -50,6 +51,10 @@ class WorkloadError(LatheError, ValueError):
 
 class BudgetError(LatheError, ValueError):
     """Refuse a budget that contradicts itself, or a plan that nothing supports."""
+
+
+class RecipeError(LatheError, ValueError):
+    """Refuse a recipe that makes no training."""
 
 
 class PresetError(LatheError, KeyError):

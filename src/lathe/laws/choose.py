@@ -73,6 +73,12 @@ class Score:
     """Why the form was not considered; empty if it was."""
 
 
+def check_rule(rule: str) -> None:
+    """Refuse a rule of grouping that is not in `RULES`. Raises LawError with the nearest."""
+    if rule not in RULES:
+        raise LawError(f"folds={rule!r} is not a rule{nearest(rule, RULES)}")
+
+
 def sizes(columns: Table, *, rule: str = "auto", fallback: str | None = None) -> Folds:
     """Group runs into sizes: the table's `size` column, else neighbours within 15 % of params, else six quantile bins.
 
@@ -84,8 +90,7 @@ def sizes(columns: Table, *, rule: str = "auto", fallback: str | None = None) ->
         LawError: the rule is unknown, or needs a column that is not there.
     """
     known = list_columns(columns)
-    if rule not in RULES:
-        raise LawError(f"folds={rule!r} is not a rule{nearest(rule, RULES)}")
+    check_rule(rule)
     named = "size" in known and not _any_missing(columns["size"])
     if rule == "size" and not named:
         raise LawError("folds='size' needs a `size` column without gaps; leave folds='auto', or use 'clusters'")

@@ -192,23 +192,29 @@ def fit_as_published(runs: Table, form: str, *, fitted_n: np.ndarray) -> tuple[d
     return {name: float(value) for name, value in zip(start, found, strict=True)}, guess_n
 
 
-def compare_as_published(runs: Table, *, focus_n: np.ndarray) -> list[tuple[Comparison, dict[str, float]]]:
+def compare_as_published(
+    runs: Table, *, focus_n: np.ndarray | None = None
+) -> list[tuple[Comparison, dict[str, float]]]:
     """Repeat the authors' fits of the Morph grid on their sets A and B, judged on all runs and on the focus runs.
 
+    The focus runs are those of size 1B if not given.
+
     Raises:
-        LawError: the table does not say which runs are in sets A and B (columns `set_a`, `set_b`).
+        LawError: the table does not say which runs are in sets A and B, or of which size (columns `set_a`, `set_b`,
+            `size`).
     """
-    known = list_columns(runs)
-    if not {"set_a", "set_b"} <= set(known):
+    missing = [name for name in ("set_a", "set_b", "size") if name not in list_columns(runs)]
+    if missing:
         raise LawError(
-            "the published fits are of the Morph grid's sets A and B; this table has no columns `set_a` and `set_b`"
-            " (the built-in table 'morph-2025' has)"
+            "the published fits are of the Morph grid's sets A and B, judged on its 1B runs; this table has no"
+            f" column {', '.join(map(repr, missing))} (the built-in table 'morph-2025' has)"
         )
+    judged_n = np.asarray(runs["size"]) == "1B" if focus_n is None else focus_n
     found = []
     for name, form in PUBLISHED_FITS:
         fitted_n = np.asarray(runs[f"set_{name.lower()}"], dtype=bool)
         coefficients, guess_n = fit_as_published(runs, form, fitted_n=fitted_n)
-        judged = _judge(form, name, fitted_n, column(runs, "loss"), guess_n, focus_n)
+        judged = _judge(form, name, fitted_n, column(runs, "loss"), guess_n, judged_n)
         y_n, rounded_n = column(runs, "loss"), np.round(guess_n, 4)
         r2 = 1 - float(np.sum((y_n - rounded_n) ** 2) / np.sum((y_n - y_n.mean()) ** 2))
         found.append((replace(judged, r2=r2), coefficients))

@@ -10,7 +10,7 @@ import numpy as np
 
 from lathe.errors import LawError, nearest
 from lathe.laws.axes import measure_axes
-from lathe.laws.choose import Folds, Score, cross_validate, residuals, sizes, weigh
+from lathe.laws.choose import Folds, Score, check_rule, cross_validate, residuals, sizes, weigh
 from lathe.laws.engine import solve
 from lathe.laws.evaluate import Loss
 from lathe.laws.forms import FORMS, OBJECTIVES, Form, Objective, find_form
@@ -64,6 +64,7 @@ def fit(
         raise LawError(f"objective={objective!r} is not known{nearest(objective, OBJECTIVES)}")
     if draws < 0 or draws == 1:
         raise LawError(f"draws={draws}; give 0 for none, or 2 or more (1000 serves most uses)")
+    check_rule(folds)
     columns = validate(runs, target=target, columns=() if automatic else forms[0].columns)
     y_n = column(columns, target)
     loss = Loss.of(objective)

@@ -60,7 +60,7 @@ def optimal(law: Law, *, flops: float, aspect: float | None = None, level: float
             for too many tokens; the law reads no tokens, or neither params nor shape; or no split is its lowest.
     """
     _check_positive(flops=flops, aspect=aspect)
-    _refuse_run_mean(law, "split a budget")
+    refuse_run_mean(law, "split a budget")
     aspects = _aspects(law, aspect)
     centre = math.sqrt(flops / 6)
 
@@ -106,7 +106,8 @@ def _check_positive(**given: float | None) -> None:
             raise LawError(f"{name}={value} makes no sense; give a positive number")
 
 
-def _refuse_run_mean(law: Law, purpose: str) -> None:
+def refuse_run_mean(law: Law, purpose: str) -> None:
+    """Refuse a law that predicts no loss, or whose losses are run means, for what its token exponent decides."""
     if law.target != "loss":
         raise LawError(f"this law predicts {law.target!r}, not a loss, so it cannot {purpose}")
     if law.loss_kind == "train-run-mean":
@@ -228,7 +229,7 @@ def lifetime_optimal(
     _check_positive(target_loss=target_loss, aspect=aspect)
     if not (math.isfinite(inference_tokens) and inference_tokens >= 0):
         raise LawError(f"inference_tokens={inference_tokens} makes no sense; give zero or more")
-    _refuse_run_mean(law, "weigh training against serving")
+    refuse_run_mean(law, "weigh training against serving")
     aspects = _aspects(law, aspect)
     smallest, largest = law_range(law)
     coarse_g = np.geomspace(smallest / 1e3, largest * 1e4, 2 * POINTS)

@@ -1,0 +1,231 @@
+"""Enumerate shapes worth considering: aligned to the hardware, and held where the law has seen nothing.
+
+Axes: n a candidate.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from lathe.errors import BudgetError, nearest
+from lathe.laws.axes import Axis
+from lathe.presets.shapes import shape_presets
+from lathe.shape import Shape, count_non_embedding_params, count_params
+
+VARIED = 1.2
+"""The d_ff ratio counts as varied when its largest is this many times its smallest: less is rounding."""
+COLUMNS = ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_head", "d_ff", "vocab_size", "tied", "sharing_count")
+FREE: Mapping[str, str] = {
+    "ff_ratio": "d_ff / d_model",
+    "kv_ratio": "n_kv_heads / n_heads",
+    "vocab_size": "vocabulary",
+    "tied": "tying of head and embedding",
+    "sharing": "sharing of layers",
+}
+"""Axes that may be freed with `assume`, and what they are."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Space:
+    """The shapes to consider, as choices an axis; every combination that fits together is a candidate.
+
+    `d_models` and `ff_multiple` set the alignment; `d_heads` are tried in order and the first that divides d_model is
+    taken; heads (and KV heads) are multiples of `tensor_parallel`. `ff_ratios` give d_ff = ratio · d_model rounded up
+    to `ff_multiple`. `kv_ratios` are KV heads a head. `base` lends everything else.
+    """
+
+    base: Shape
+    d_models: tuple[int, ...] = tuple(range(256, 8192 + 1, 64))
+    n_layers: tuple[int, ...] = tuple(range(2, 129))
+    d_heads: tuple[int, ...] = (128, 64)
+    kv_ratios: tuple[float, ...] = (1.0,)
+    ff_ratios: tuple[float, ...] = (8 / 3,)
+    ff_multiple: int = 256
+    vocab_sizes: tuple[int, ...] = (50432,)
+    tied: tuple[bool, ...] = (False,)
+    sharing_counts: tuple[int, ...] = (1,)
+    tensor_parallel: int = 1
+    assumed: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, tuple) and item.name != "assumed" and not value:
+                raise BudgetError(f"the space of shapes has no {item.name}; give at least one")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Candidates:
+    """Columns of shapes, one entry a candidate, over a base shape for what they have in common.
+
+    It has a `Shape`'s fields, so the functions that count and time a shape take it as it is. `references` maps a row to
+    the name of the published shape that stands there.
+    """
+
+    base: Shape
+    columns: Mapping[str, np.ndarray]
+    references: Mapping[int, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.columns["d_model"])
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name in ("base", "columns", "references"):
+            raise AttributeError(name)
+        return self.columns[name] if name in self.columns else getattr(self.base, name)
+
+    @property
+    def sharing(self) -> str:
+        """Name the pattern; rows with a count of one share nothing."""
+        return "immediate" if (self.columns["sharing_count"] > 1).any() else "none"
+
+    def take(self, rows: Any) -> Candidates:
+        """Keep some rows, in the order asked for; references follow."""
+        index = np.arange(len(self))[rows]
+        where = {int(old): new for new, old in enumerate(index)} if self.references else {}
+        kept = {where[row]: name for row, name in self.references.items() if row in where}
+        return Candidates(base=self.base, columns={k: v[rows] for k, v in self.columns.items()}, references=kept)
+
+    def shape(self, row: int) -> Shape:
+        """Build one candidate's shape."""
+        values = {name: self.columns[name][row].item() for name in COLUMNS}
+        numbers = {name: bool(v) if name == "tied" else int(v) for name, v in values.items()}
+        return dataclasses.replace(
+            self.base, **numbers, sharing="immediate" if numbers["sharing_count"] > 1 else "none"
+        )
+
+    def law_columns(self, tokens: Any) -> dict[str, np.ndarray]:
+        """Lay the candidates out as the columns that laws read."""
+        names = ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "vocab_size", "tied")
+        table = {name: self.columns[name] for name in names}
+        table["params"] = count_params(self)
+        table["non_embedding_params"] = count_non_embedding_params(self)
+        table["tokens"] = np.broadcast_to(np.asarray(tokens, dtype=np.float64), (len(self),))
+        return table
+
+
+def find_space(axes: Mapping[str, Axis], *, assume: Collection[str] = (), **choices: Any) -> Space:
+    """Make the space of shapes a law can speak of: free in width and depth, held at the runs' values elsewhere.
+
+    Args:
+        axes: what the fitted runs varied, `law.axes`.
+        assume: axes of `FREE` to free all the same; the plan marks what they buy as unsupported.
+        choices: fields of `Space` to set; choices on a held axis are refused unless it is assumed.
+
+    Raises:
+        BudgetError: an unknown axis or field, or a choice on a held axis.
+    """
+    known = [f.name for f in dataclasses.fields(Space)]
+    for name in assume:
+        if name not in FREE:
+            raise BudgetError(f"no axis {name!r} can be assumed{nearest(name, FREE)}")
+    for name in choices:
+        if name not in known:
+            raise BudgetError(f"the space of shapes has no {name!r}{nearest(name, known)}")
+    held = _hold(axes)
+    freed = {"ff_ratio": "ff_ratios", "kv_ratio": "kv_ratios", "vocab_size": "vocab_sizes", "tied": "tied"}
+    freed["sharing"] = "sharing_counts"
+    wide: dict[str, Any] = {
+        "ff_ratios": (2.0, 2.5, 8 / 3, 3.0, 3.5, 4.0),
+        "kv_ratios": (1.0, 0.5, 0.25, 0.125),
+        "tied": (False, True),
+        "sharing_counts": (1, 2),
+        "vocab_sizes": tuple(sorted({32000, 50432, 65536, *held["vocab_sizes"]})),
+    }
+    for axis, name in freed.items():
+        if axis in assume:
+            held[name] = wide[name]
+        elif name in choices and tuple(choices[name]) != tuple(held[name]):
+            raise BudgetError(
+                f"{name}={choices[name]} leaves the runs' {FREE[axis]} ({held[name]}), which the law cannot see; free"
+                f" it with assume={axis!r}"
+            )
+    base = choices.pop("base", None) or _base(held)
+    return Space(**{"base": base, **held, **choices, "assumed": tuple(assume)})
+
+
+def _base(held: Mapping[str, Any]) -> Shape:
+    """Make the shape that lends the candidates their blocks: pre-norm, rotary, SwiGLU."""
+    return Shape.of(d_model=1024, n_layers=8, n_heads=8, vocab_size=held["vocab_sizes"][0], tied=held["tied"][0])
+
+
+def _hold(axes: Mapping[str, Axis]) -> dict[str, Any]:
+    """Take each held axis at the runs' value: the only one, or the lowest where rounding or chance spread it."""
+    ff, kv, vocab, tied = (axes.get(n) for n in ("ff_ratio", "kv_ratio", "vocab_size", "tied"))
+    return {
+        "ff_ratios": (8 / 3,) if ff is None else (ff.low,) if ff.high < VARIED * ff.low else (ff.low, ff.high),
+        "kv_ratios": (1.0,) if kv is None else (kv.low,),
+        "vocab_sizes": (50432,) if vocab is None else (round(vocab.low),),
+        "tied": (False,) if tied is None else (bool(tied.low),),
+        "sharing_counts": (1,),
+    }
+
+
+def candidates(space: Space, *, references: bool = True) -> Candidates:
+    """Enumerate every aligned shape of a space, with the published shapes that lie in its held axes as marked rows.
+
+    Raises BudgetError when nothing is left.
+    """
+    d_head_of = {d: next((h for h in space.d_heads if d % h == 0), 0) for d in space.d_models}
+    widths = np.array([d for d in space.d_models if d_head_of[d] and d // d_head_of[d] % space.tensor_parallel == 0])
+    if not len(widths):
+        raise BudgetError(
+            f"no width of {space.d_models[0]}…{space.d_models[-1]} is a multiple of a head dim in {space.d_heads} with"
+            f" heads that {space.tensor_parallel} devices can share; add widths or head dims"
+        )
+    axes = (
+        widths,
+        np.array(space.n_layers),
+        np.array(space.kv_ratios),
+        np.array(space.ff_ratios),
+        np.array(space.vocab_sizes),
+        np.array(space.tied),
+        np.array(space.sharing_counts),
+    )
+    d, n, kv, ff, vocab, tied, shared = (a.ravel() for a in np.meshgrid(*axes, indexing="ij"))
+    head = np.array([d_head_of[int(w)] for w in widths])[np.searchsorted(widths, d)]
+    heads = d // head
+    kv_heads = np.maximum(np.rint(heads * kv), 1)
+    fits = (kv_heads > 0) & (heads % kv_heads == 0) & (kv_heads % space.tensor_parallel == 0) & (n % shared == 0)
+    d_ff = np.ceil(np.floor(ff * d + 1e-6) / space.ff_multiple) * space.ff_multiple
+    columns = {
+        "d_model": d, "n_layers": n, "n_heads": heads, "n_kv_heads": kv_heads, "d_head": head, "d_ff": d_ff,
+        "vocab_size": vocab, "tied": tied, "sharing_count": shared,
+    }  # fmt: skip
+    rows = {name: values[fits].astype(bool if name == "tied" else np.float64) for name, values in columns.items()}
+    found = Candidates(base=space.base, columns=rows)
+    found = _add_references(found, space) if references else found
+    if not len(found):
+        raise BudgetError("no shape of this space fits together; widen it")
+    return found
+
+
+def _add_references(found: Candidates, space: Space) -> Candidates:
+    """Append the published shapes whose held axes are the space's own."""
+    added: dict[str, Shape] = {}
+    for name, preset in shape_presets().items():
+        s = preset.shape
+        ratio = s.d_ff / s.d_model
+        if (
+            s.vocab_size in space.vocab_sizes
+            and s.tied in space.tied
+            and s.sharing_count in space.sharing_counts
+            and s.mlp == space.base.mlp
+            and any(abs(s.n_kv_heads / s.n_heads - k) < 1e-6 for k in space.kv_ratios)
+            and any(-1e-6 <= s.d_ff - f * s.d_model + 1 <= space.ff_multiple + 1 for f in space.ff_ratios)
+            and s.d_head * s.n_heads == s.d_model
+            and ratio > 0
+            and s not in added.values()
+        ):
+            added[name] = s
+    if not added:
+        return found
+    more = {name: np.array([getattr(s, name) for s in added.values()]) for name in COLUMNS}
+    columns = {name: np.concatenate([v, more[name].astype(v.dtype)]) for name, v in found.columns.items()}
+    rows = {len(found) + i: name for i, name in enumerate(added)}
+    return Candidates(base=found.base, columns=columns, references=rows)

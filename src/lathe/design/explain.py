@@ -1,0 +1,119 @@
+"""Say why a plan chose as it did, in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lathe.budget import Budget
+from lathe.design.candidates import FREE, Space
+from lathe.design.limits import Limit, fitting, name_shape
+from lathe.design.outlook import CHUNK, Outlook, serve
+from lathe.device import Device
+from lathe.latency.roofline import count_launches
+from lathe.laws.axes import HELD
+from lathe.laws.law import Law
+from lathe.workload import Workload
+
+
+def explain(
+    law: Law,
+    device: Device,
+    workload: Workload,
+    budget: Budget,
+    engine: str,
+    seen: Outlook,
+    order: np.ndarray,
+    limits: Sequence[Limit],
+    space: Space,
+) -> tuple[str, ...]:
+    """List what bounds the best choice, what the other engine would choose, and what the law has not seen."""
+    if not len(order):
+        return tuple(f"law: {text}" for text in law.warnings)
+    best = int(order[0])
+    notes = [_bound(device, engine, seen, best)]
+    timed = [limit for limit in limits if limit.name.endswith("_s")]
+    if timed:
+        notes.append(_other_engine(device, workload, engine, seen, best, limits))
+    if budget.tokens is not None:
+        more = seen.found.take(np.array([best])).law_columns(1.1 * budget.tokens)
+        gain = float(seen.loss_n[best] - law.predict(more, assume=HELD)[0])
+        notes.append(f"10 % more training tokens would lower its loss by {gain:.4f}")
+    if space.assumed:
+        notes.append(_assumption(seen, order, space))
+    one = seen.found.take(np.array([best])).law_columns(seen.tokens_n[[best]])
+    notes += [f"extrapolation: {text}" for text in law.extrapolation(one)]
+    return tuple(notes) + tuple(f"law: {text}" for text in law.warnings)
+
+
+def _bound(device: Device, engine: str, seen: Outlook, best: int) -> str:
+    """Say what limits decoding of the best choice."""
+    name, bound = name_shape(seen.found, best), str(seen.decode_bound_n[best])
+    if bound == "launch":
+        row = seen.found.take(np.array([best]))
+        layer_s = float(np.asarray(count_launches(row))[0]) * device.launch_s / float(row.n_layers[0])
+        return (
+            f"decoding of {name} is bound by launches: a layer costs {1e3 * layer_s:.3g} ms a token whatever its width,"
+            " so width is free and depth is not"
+        )
+    what = "reading weights and cache from memory" if bound == "bandwidth" else "arithmetic"
+    return f"decoding of {name} is bound by {what}" + (
+        ": launches are captured, so width costs what it weighs" if engine == "graph" else ""
+    )
+
+
+def _other_engine(
+    device: Device, workload: Workload, engine: str, seen: Outlook, best: int, limits: Sequence[Limit]
+) -> str:
+    """Find what the other engine would choose within the same limits: the first that fits, from the lowest loss up."""
+    other = "eager" if engine == "graph" else "graph"
+    order = np.argsort(seen.cost_n, kind="stable")
+    order = order[np.isfinite(seen.cost_n[order])]
+    row = None
+    for start in range(0, len(order), CHUNK):
+        rows = order[start : start + CHUNK]
+        served = serve(seen.found.take(rows), device, workload, other)
+        fits = np.flatnonzero(fitting(limits, served, seen.cost_n[rows]))
+        if len(fits):
+            row = int(rows[fits[0]])
+            break
+    mine = name_shape(seen.found, best)
+    if row is None:
+        return f"with engine={other!r} no shape fits this budget"
+    theirs = name_shape(seen.found, row)
+    if row == best:
+        return f"engine={other!r} would choose {theirs} as well"
+    layers = seen.found.columns["n_layers"]
+    eager, graph = (row, best) if other == "eager" else (best, row)
+    reason = ""
+    if layers[graph] > layers[eager]:
+        reason = (
+            f": launch overhead is what makes depth costly, {layers[eager]:.0f} layers eagerly where a graph affords"
+            f" {layers[graph]:.0f}"
+        )
+    return f"within the same budget engine={other!r} would choose {theirs} over {mine}{reason}"
+
+
+def _assumption(seen: Outlook, order: np.ndarray, space: Space) -> str:
+    """Say what freeing axes that no run varied has bought, which nothing in the data supports."""
+    columns = seen.found.columns
+    ff, kv = columns["d_ff"] / columns["d_model"], columns["n_kv_heads"] / columns["n_heads"]
+    first = {
+        "ff_ratio": np.abs(ff - space.base.d_ff / space.base.d_model) < 0.2,
+        "kv_ratio": kv == 1.0,
+        "vocab_size": columns["vocab_size"] == space.base.vocab_size,
+        "tied": columns["tied"] == space.base.tied,
+        "sharing": columns["sharing_count"] == 1,
+    }
+    held_n = np.all([first[name] for name in space.assumed], axis=0)
+    supported = [int(row) for row in order if held_n[row]][:1]
+    named = ", ".join(f"{name} ({FREE[name]})" for name in space.assumed)
+    best = int(order[0])
+    if not supported:
+        return f"assumed and not supported by any run: {named}; without it nothing fits"
+    gain = float(seen.loss_n[supported[0]] - seen.loss_n[best])
+    return (
+        f"assumed and not supported by any run: {named}. It buys {gain:.4f} of predicted loss over"
+        f" {name_shape(seen.found, supported[0])}, the best the runs can speak for"
+    )

@@ -1,0 +1,158 @@
+"""Predict loss, latency and memory of every candidate, before anything is refused.
+
+Axes: n a candidate, b a bootstrap draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lathe.budget import Budget
+from lathe.design.candidates import Candidates
+from lathe.device import Device
+from lathe.latency.roofline import predict_latency
+from lathe.laws.axes import HELD
+from lathe.laws.law import Law
+from lathe.laws.system import Array
+from lathe.shape import count_params
+from lathe.workload import Workload
+
+CHUNK = 1 << 15
+"""Candidates predicted together: their columns stay in a core's cache."""
+MOST_TOKENS = 1e18
+SERVING = ("first_token_s", "per_token_s", "total_s", "memory_bytes", "params")
+"""What serving a candidate takes, and what a budget may limit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Outlook:
+    """What is predicted of every candidate."""
+
+    found: Candidates
+    tokens_n: Array
+    loss_n: Array
+    """Infinite where a target loss cannot be reached."""
+    cost_n: Array
+    """What a plan minimises: the loss, or a whole life's FLOPs at the target loss. Infinite: out of the question."""
+    serving: Mapping[str, Array]
+    """A column for each name of `SERVING`."""
+    prefill_bound_n: np.ndarray
+    decode_bound_n: np.ndarray
+
+    @property
+    def params_n(self) -> Array:
+        """Give each candidate's params."""
+        return self.serving["params"]
+
+
+def look(found: Candidates, law: Law, device: Device, workload: Workload, budget: Budget, engine: str) -> Outlook:
+    """Predict every candidate, a cacheful at a time."""
+    parts = []
+    for start in range(0, len(found), CHUNK):
+        some = found.take(slice(start, start + CHUNK))
+        served = serve(some, device, workload, engine)
+        parts.append(served | _train(some, law, budget, served["params"]))
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return Outlook(
+        found=found,
+        tokens_n=joined["tokens"],
+        loss_n=joined["loss"],
+        cost_n=joined["cost"],
+        serving={name: joined[name] for name in SERVING},
+        prefill_bound_n=joined["prefill_bound"],
+        decode_bound_n=joined["decode_bound"],
+    )
+
+
+def serve(found: Candidates, device: Device, workload: Workload, engine: str) -> dict[str, np.ndarray]:
+    """Predict what serving each candidate takes, and what bounds it."""
+    latency = predict_latency(found, device=device, workload=workload, engine=engine)
+    return {
+        "first_token_s": latency.first_token_s,
+        "per_token_s": latency.decode_s / max(workload.new_tokens - 1, 1),
+        "total_s": latency.total_s,
+        "memory_bytes": np.asarray(latency.memory_bytes, dtype=np.float64),
+        "params": np.asarray(count_params(found), dtype=np.float64),
+        "prefill_bound": latency.prefill_bound,
+        "decode_bound": latency.decode_bound,
+    }
+
+
+def _train(found: Candidates, law: Law, budget: Budget, params_n: Array) -> dict[str, Array]:
+    """Predict what training each candidate within the budget gives."""
+    table = found.law_columns(1.0)
+    if budget.target_loss is not None:
+        tokens_n = tokens_to(law, table, budget.target_loss)
+    elif budget.tokens is not None:
+        tokens_n = np.full(len(found), float(budget.tokens))
+    else:
+        assert budget.flops is not None
+        tokens_n = budget.flops / (6 * params_n)
+    reached_n = np.isfinite(tokens_n)
+    table["tokens"] = np.where(reached_n, tokens_n, 1.0)
+    loss_n = np.where(reached_n, law.predict(table, assume=HELD), np.inf)
+    cost_n = loss_n
+    if budget.target_loss is not None:
+        cost_n = 6 * params_n * tokens_n + 2 * params_n * (budget.inference_tokens or 0.0)
+    if budget.min_params is not None:
+        cost_n = np.where(params_n >= budget.min_params, cost_n, np.inf)
+    return {"tokens": tokens_n, "loss": loss_n, "cost": cost_n}
+
+
+def tokens_to(law: Law, table: Mapping[str, Any], target: float) -> Array:
+    """Bisect for the tokens at which each row reaches the target loss; infinite where none up to 1e18 do."""
+    count = len(table["d_model"])
+    low_n, high_n = np.zeros(count), np.full(count, np.log(MOST_TOKENS))
+
+    def reaches(log_tokens_n: Array) -> np.ndarray:
+        return law.predict({**table, "tokens": np.exp(log_tokens_n)}, assume=HELD) <= target
+
+    possible_n = reaches(high_n)
+    for _ in range(50):
+        middle_n = 0.5 * (low_n + high_n)
+        enough_n = reaches(middle_n)
+        low_n, high_n = np.where(enough_n, low_n, middle_n), np.where(enough_n, middle_n, high_n)
+    return np.where(possible_n, np.exp(high_n), np.inf)
+
+
+def share_chances(law: Law, seen: Outlook, rows: np.ndarray, budget: Budget) -> Array:
+    """Give each of some candidates its chance of being the best of them, over draws common to all.
+
+    A draw's best is that of lowest loss; towards a target loss, that of lowest life cost, where a draw that predicts a
+    loss off the target moves the training tokens along the law's slope.
+    """
+    some = seen.found.take(rows)
+    table = some.law_columns(seen.tokens_n[rows])
+    chance_n = np.zeros(len(rows))
+    drawn = law.draws(table, assume=HELD)
+    total = sum(weight for weight, _ in drawn)
+    for weight, loss_bn in drawn:
+        value_bn = loss_bn
+        if budget.target_loss is not None:
+            slope_n = _slope(law, table)
+            tokens_bn = table["tokens"] * np.exp(np.clip((loss_bn - budget.target_loss) / slope_n, -5, 5))
+            value_bn = seen.params_n[rows] * (6 * tokens_bn + 2 * (budget.inference_tokens or 0.0))
+        best_b = np.argmin(value_bn, axis=1)
+        chance_n += weight / total * np.bincount(best_b, minlength=len(rows)) / len(best_b)
+    return chance_n
+
+
+def _slope(law: Law, table: Mapping[str, Any]) -> Array:
+    """Give the loss a unit of log tokens buys at each row."""
+    step = 0.05
+    more = law.predict({**table, "tokens": table["tokens"] * np.exp(step)}, assume=HELD)
+    return np.maximum((law.predict(table, assume=HELD) - more) / step, 1e-12)
+
+
+def find_front(cost_n: Array, time_n: Array, allowed_n: np.ndarray) -> np.ndarray:
+    """List the rows that no allowed row beats in both cost and time, fastest first."""
+    rows = np.flatnonzero(allowed_n & np.isfinite(cost_n) & np.isfinite(time_n))
+    order = rows[np.lexsort((cost_n[rows], time_n[rows]))]
+    lowest = np.minimum.accumulate(cost_n[order]) if len(order) else cost_n[order]
+    keep = np.ones(len(order), dtype=bool)
+    keep[1:] = cost_n[order][1:] < lowest[:-1]
+    return order[keep]
