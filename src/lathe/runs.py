@@ -97,6 +97,7 @@ class Run:
             **{key: getattr(shape, key) for key in ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff")},
             "vocab_size": shape.vocab_size,
             "tied": shape.tied,
+            "stored_ratio": shape.stored_layers / shape.n_layers,
             "tokens": self.tokens,
             "dataset": self.dataset,
             "loss": self.loss,

@@ -126,7 +126,7 @@ def test_sigmoid_bad_input() -> None:
         fit_sigmoid(runs | {"loss": np.where(np.arange(12) == 2, np.nan, LOSSES)}, "accuracy_copa")
     with pytest.raises(RunsError, match="row 1, column 'accuracy_copa' is inf"):
         fit_sigmoid(runs | {"accuracy_copa": np.where(np.arange(12) == 0, np.inf, 0.5)}, "accuracy_copa")
-    with pytest.raises(LawError, match=r"row 0: mmlu = 83\.9.* 0–1"):
+    with pytest.raises(LawError, match=r"row 1: mmlu = 83\.9.* 0–1"):
         fit_sigmoid({"loss": LOSSES, "mmlu": 100 * runs["accuracy_copa"]}, "mmlu")
     with pytest.raises(LawError, match="does not rise as loss falls"):
         fit_sigmoid({"loss": LOSSES, "accuracy": 1 - runs["accuracy_copa"]})

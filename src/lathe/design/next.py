@@ -31,6 +31,8 @@ NOISE = 0.003
 """Standard deviation of log loss between runs that differ only in seed, where nothing better is known."""
 LEAST_WEIGHT = 0.01
 """Forms of less belief than this have no say."""
+HEDGE = 0.5
+"""Part of the criterion's weights that forms share equally: six runs believe too firmly in one form."""
 LEAST_GAIN = 1e-3
 """A run that removes a smaller share of the variance than this is not worth training."""
 Target = Table | tuple["Shape", float]
@@ -119,8 +121,8 @@ def next_runs(
     """Choose the further runs that narrow the prediction at the target most within a budget of training FLOPs.
 
     Fewer runs than coefficients will do: a weak prior stands in (log exponents about .45, sd .7). The variance that is
-    reduced is the mean over the target's rows and over forms by belief; forms' disagreement is shown, but no run is
-    credited with settling it. After training some of them, ask again with the new runs in the table.
+    reduced is the mean over the target's rows and over forms; forms' disagreement is shown, but no run is credited with
+    settling it. After training some of them, ask again with the new runs in the table.
 
     Args:
         runs: the runs there are, any mapping of column name to values.
@@ -292,11 +294,13 @@ def _choose(views: Sequence[_View], cost_c: Array, flops: float, *, level: float
     Returns each chosen row with the target expected after it.
     """
     left, is_open_c = flops, np.ones(len(cost_c), dtype=bool)
+    weights = [(1 - HEDGE) * v.weight + HEDGE / len(views) for v in views]
     truth_gc = np.stack([v.mean_gc[0] for v in views])
     chosen: list[tuple[int, Outlook]] = []
     while (affordable_c := is_open_c & (cost_c <= left)).any():
-        gain_c = sum((v.weight * v.gains() for v in views), np.zeros(1))
-        worth_c = affordable_c & (gain_c >= LEAST_GAIN * sum(v.weight * float(v.variance_t.mean()) for v in views))
+        gain_c = sum((w * v.gains() for w, v in zip(weights, views, strict=True)), np.zeros(1))
+        variance = sum(w * float(v.variance_t.mean()) for w, v in zip(weights, views, strict=True))
+        worth_c = affordable_c & (gain_c >= LEAST_GAIN * variance)
         if not worth_c.any():
             break
         c = int(np.argmax(np.where(worth_c, gain_c / cost_c, -1.0)))

@@ -117,7 +117,7 @@ def predict_latency(
 
 
 def _join(values: list[Any]) -> Any:
-    return values[0] if len(values) == 1 or np.ndim(values[0]) == 0 else np.concatenate(values)
+    return values[0] if len(values) == 1 else np.concatenate(values)
 
 
 def _predict(shape: Columns, device: Device, workload: Workload, *, engine: str, bounds: bool) -> dict[str, Any]:
@@ -138,12 +138,13 @@ def _predict(shape: Columns, device: Device, workload: Workload, *, engine: str,
         "activation_bytes": _activation_bytes(shape, workload),
         "tokens_per_s": batch * workload.new_tokens / (prefill_s + decode_s),
     }
-    if shape.rows is None:
-        numbers = {name: float(value) for name, value in numbers.items()}
     if bounds:
-        numbers["prefill_bound"] = prefill.bound(launch_s > prefill_device_s, positions)
+        numbers["prefill_bound"] = prefill.bound(np.less(prefill_device_s, launch_s), positions)
         numbers["decode_bound"] = decode.bound(launched, prompt + (steps + 1) / 2)
-    return numbers
+    if shape.rows is None:
+        return {name: value if name.endswith("bound") else float(value) for name, value in numbers.items()}
+    same = (name for name, value in numbers.items() if np.ndim(value) == 0)  # no column that it depends on
+    return numbers | {name: np.full(shape.rows, numbers[name]) for name in same}
 
 
 def count_launches(shape: Shaped) -> Any:
@@ -161,7 +162,8 @@ class Columns:
 
     def __init__(self, shape: Shaped) -> None:
         self.words, self.rows = shape, None
-        for name in self.NUMBERS:
+        learned = ("max_seq_len", "position_offset") if shape.position == "learned" else ()
+        for name in (*self.NUMBERS, *learned):
             value = getattr(shape, name)
             if isinstance(value, int) or np.ndim(value) == 0:
                 setattr(self, name, float(value))
@@ -172,8 +174,7 @@ class Columns:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        value = getattr(self.words, name)
-        return value if isinstance(value, str) or np.ndim(value) == 0 else np.asarray(value, dtype=float)
+        return getattr(self.words, name)
 
     def cut(self, first: int, last: int) -> Columns:
         """Take some rows."""

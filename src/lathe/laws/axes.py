@@ -14,7 +14,7 @@ from lathe.runs import Table, derive, list_columns
 if TYPE_CHECKING:
     from lathe.shape import Shape
 
-HELD = ("vocab_size", "tied", "ff_ratio", "kv_ratio")
+HELD = ("vocab_size", "tied", "ff_ratio", "kv_ratio", "stored_ratio")
 """Axes no form reads. Where the runs held one at a single value, a law is silent about any other."""
 SCALES = ("params", "tokens", "d_model", "n_layers", "aspect", "tokens_per_param")
 """Axes whose range a prediction may leave, at its peril."""
@@ -35,12 +35,13 @@ def shape_columns(shape: Shape, *, tokens: float) -> dict[str, Array]:
     """Lay one shape trained on `tokens` out as the columns that laws read."""
     names = ("params", "non_embedding_params", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "vocab_size")
     columns = {name: np.array([float(getattr(shape, name))]) for name in names}
-    return columns | {"tied": np.array([float(shape.tied)]), "tokens": np.array([float(tokens)])}
+    columns |= {"tied": np.array([float(shape.tied)]), "tokens": np.array([float(tokens)])}
+    return columns | {"stored_ratio": np.array([shape.stored_layers / shape.n_layers])}
 
 
 def measure_axes(columns: Table) -> dict[str, Axis]:
-    """Find the range of every axis that the columns hold."""
-    axes = {}
+    """Find the range of every axis that the columns hold; runs that say nothing of sharing layers shared none."""
+    axes = {"stored_ratio": Axis(low=1.0, high=1.0, distinct=1)}
     for name, values_n in axis_values({c: columns[c] for c in list_columns(columns)}).items():
         finite_n = values_n[np.isfinite(values_n)]
         if len(finite_n):

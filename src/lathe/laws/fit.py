@@ -144,7 +144,7 @@ def _check_objective(forms: list[Form], loss: Loss, y_n: Array, target: str) -> 
         raise LawError(f"form {signed[0]!r} may be negative, so it has no log; use objective='squares'")
     if len(signed) < len(forms) and (y_n <= 0).any():
         row = int(np.argmax(y_n <= 0))
-        raise LawError(f"row {row}: {target} = {y_n[row]:g}, but a sum of positive powers is never zero or less")
+        raise LawError(f"row {row + 1}: {target} = {y_n[row]:g}, but a sum of positive powers is never zero or less")
 
 
 def _compile(form: Form, columns: Mapping[str, Any], y_n: Array) -> System:

@@ -129,7 +129,7 @@ class Law:
 
         Args:
             columns: any mapping of column name to values; columns that follow from others may be left out.
-            assume: held axes (vocab_size, tied, ff_ratio, kv_ratio) on which to predict off the runs' one value.
+            assume: held axes (vocab_size, tied, ff_ratio, kv_ratio, stored_ratio) on which to predict off the runs' one value.
 
         Raises:
             LawError: a column the law reads is missing, or a row differs on an axis that no fitted run varied.
@@ -201,7 +201,7 @@ class Law:
         if unknown := set(assume) - set(HELD):
             raise LawError(f"assume={sorted(unknown)} names no held axis; held axes are {', '.join(HELD)}")
         known = set(list_columns(columns))
-        if not known & {"vocab_size", "tied", "d_ff", "n_kv_heads"}:
+        if not known & {"vocab_size", "tied", "d_ff", "n_kv_heads", "stored_ratio"}:
             return
         values = axis_values({name: columns[name] for name in known})
         for name in HELD:
@@ -212,7 +212,7 @@ class Law:
             if off_n.any():
                 row = int(np.argmax(off_n))
                 raise LawError(
-                    f"row {row}: {name} = {values[name][row]:g}, but every run this law was fit on has {name} ="
+                    f"row {row + 1}: {name} = {values[name][row]:g}, but every run this law was fit on has {name} ="
                     f" {axis.low:g}, so it cannot say what that does to {self.target}; change the shape, add runs that"
                     f" vary {name}, or accept the ignorance with assume={name!r}"
                 )

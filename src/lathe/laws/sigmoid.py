@@ -164,7 +164,7 @@ def _losses(columns: Table, name: str) -> Array:
     loss_n = column(columns, name)
     if not np.isfinite(loss_n).all():
         row = int(np.argmax(~np.isfinite(loss_n)))
-        raise LawError(f"row {row}: {name} = {loss_n[row]:g}; wanted a finite loss")
+        raise LawError(f"row {row + 1}: {name} = {loss_n[row]:g}; wanted a finite loss")
     return loss_n
 
 
@@ -175,7 +175,7 @@ def _check_points(x_n: Array, y_n: Array, *, loss: str, target: str) -> None:
         )
     if (bad := (y_n < 0) | (y_n > 1)).any():
         row = int(np.argmax(bad))
-        raise LawError(f"row {row}: {target} = {y_n[row]:g}; give scores as a fraction, 0–1")
+        raise LawError(f"row {row + 1}: {target} = {y_n[row]:g}; give scores as a fraction, 0–1")
     if (distinct := len(np.unique(x_n))) < 4:
         raise LawError(f"{loss} takes {distinct} distinct values; a sigmoid of 4 coefficients needs 4: add other runs")
 

@@ -95,6 +95,8 @@ def load(path: Path) -> Law:
         CodecError: the file is truncated, holds something else, was written by a newer version, or contradicts itself.
     """
     record = codec.load(LawRecord, path, kind="law", version=VERSION)
+    if any(m.weight < 0 or m.interval_weight < 0 for m in record.members):
+        raise CodecError(f"{path}: a member has a weight below zero; fit the law again")
     if not any(m.weight > 0 for m in record.members):
         raise CodecError(f"{path}: no member has a weight above zero, so this law predicts nothing; fit it again")
     return Law(

@@ -122,7 +122,7 @@ def compile_form(form: Form, columns: Table, *, centred: bool = True) -> System:
             if bad.any():
                 row = int(np.argmax(bad))
                 raise LawError(
-                    f"row {row}: {power.column} = {x_n[row]:g}; form {form.name!r} wants a finite number"
+                    f"row {row + 1}: {power.column} = {x_n[row]:g}; form {form.name!r} wants a finite number"
                     f"{'' if power.exponential else ' above zero'}"
                 )
             x_n = power.sign * (x_n if power.exponential else np.log(power.scale * x_n))

@@ -1,0 +1,102 @@
+"""Lay out latencies for the terminal: predictions side by side, and what a calibration fixed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from lathe.device import Device
+from lathe.latency.calibrate import Calibration
+from lathe.report.tables import make_table, titled
+from lathe.workload import Latency, Workload
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+USED = ("launch_s", "step_s", "compute_fraction", "bandwidth_fraction")
+
+
+def latency_table(
+    names: Sequence[str], latencies: Sequence[Latency], *, devices: Sequence[Device], workload: Workload
+) -> Group:
+    """Lay out one latency a row; device and engine have columns where rows differ in them.
+
+    Args:
+        devices: what each latency was predicted for, in the same order.
+    """
+    several = len({d.name for d in devices}) > 1
+    engines = sorted({latency.engine for latency in latencies})
+    text = ["shape", *(["device"] if several else []), *(["engine"] if len(engines) > 1 else [])]
+    numbers = ["first token", "decode", "total", "tokens/s", "memory", "weights", "KV cache", "activations"]
+    table = make_table(*text, *numbers, "bound by", text=len(text))
+    for name, latency, device in zip(names, latencies, devices, strict=True):
+        words = [name, *([device.name] if several else []), *([latency.engine] if len(engines) > 1 else [])]
+        times = [format_seconds(s) for s in (latency.first_token_s, latency.decode_s, latency.total_s)]
+        parts = (latency.memory_bytes, latency.weight_bytes, latency.kv_bytes, latency.activation_bytes)
+        cells = [*times, f"{latency.tokens_per_s:.4g}", *(format_bytes(p) for p in parts)]
+        table.add_row(*words, *cells, _bounds(latency, workload))
+    per_token = f"{workload.batch} × ({workload.prompt_tokens} prompt + {workload.new_tokens} new tokens)"
+    where = "" if several else f" on {devices[0].name}"
+    engine = f", {engines[0]}" if len(engines) == 1 else ""
+    title = f"Predicted latency{where}{engine}: {per_token}, {workload.dtype}"
+    return titled(title, table, *_latency_notes(names, latencies, devices, engines))
+
+
+def calibration_table(calibration: Calibration) -> Group:
+    """Lay out the four numbers with what is known of each, and the measured times beside their predictions."""
+    from rich.console import Group
+
+    device = calibration.device
+    table = make_table("number", "value", "90% interval", "from")
+    for name in USED:
+        origin = device.origins[name]
+        show = format_seconds if name.endswith("_s") else "{:.4g}".format
+        band = "–" if origin.low is None or origin.high is None else f"{show(origin.low)} – {show(origin.high)}"
+        source = "measured here" if name in calibration.fitted else f"{origin.kind}, not fitted"
+        table.add_row(name, show(getattr(device, name)), band, source)
+    times = make_table("measurement", "engine", "phase", "measured", "predicted", "error", text=3)
+    for r in calibration.residuals:
+        seconds = (format_seconds(r.measured_s), format_seconds(r.predicted_s))
+        times.add_row(r.name, r.engine, r.phase, *seconds, f"{r.error:+.1%}")
+    notes = [f"! {text}" for text in calibration.warnings]
+    return Group(titled(f"Calibrated: {device.name}", table), titled("Measured times", times, *notes))
+
+
+def format_seconds(value: float) -> str:
+    """Write a time in four digits with its unit: 3.61 s, 15.6 ms, 17.9 µs."""
+    for size, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
+        if value >= size:
+            return f"{value / size:.4g} {unit}"
+    return "0 s" if value == 0 else f"{value / 1e-9:.4g} ns"
+
+
+def format_bytes(value: float) -> str:
+    """Write a size in three digits with its decimal unit: 2.88 GB."""
+    for size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.0f} B"
+
+
+def _bounds(latency: Latency, workload: Workload) -> str:
+    """Name what bounds reading the prompt and decoding, once where both are bound alike."""
+    prefill, decode = latency.prefill_bound, latency.decode_bound
+    if prefill is None:
+        return "–"
+    return str(prefill) if prefill == decode or workload.new_tokens == 1 else f"{prefill}, then {decode}"
+
+
+def _latency_notes(
+    names: Sequence[str], latencies: Sequence[Latency], devices: Sequence[Device], engines: Sequence[str]
+) -> list[str]:
+    notes = [
+        f"! {name} needs {format_bytes(latency.memory_bytes)}; {device.name} has {format_bytes(device.memory_bytes)}"
+        for name, latency, device in zip(names, latencies, devices, strict=True)
+        if latency.memory_bytes > device.memory_bytes
+    ]
+    used = [name for name in USED if name != "launch_s" or "eager" in engines]
+    return notes + [
+        f"{device.name}: {', '.join(assumed)} assumed, not measured; `lathe calibrate` fits them"
+        for device in {d.name: d for d in devices}.values()
+        if (assumed := [name for name in used if device.origins[name].kind == "assumed"])
+    ]
