@@ -34,7 +34,7 @@ help:  ## list these targets
 
 quickstart: $(STAMP)  ## fit a law to published runs, then predict a shape's loss with it
 	@mkdir -p build
-	$(BIN)/lathe fit morph-2025 --where "size != '1B'" --out build/law.json --plot build/law.html
+	$(BIN)/lathe fit morph-2025 --hold-out "size == '1B'" --out build/law.json --plot build/law.html
 	$(BIN)/lathe predict --law build/law.json --shape scale_open_lm_1b_v8 --tokens 29e9
 
 test: export OMP_NUM_THREADS := 2

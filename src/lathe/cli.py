@@ -148,7 +148,8 @@ def predict(
         tokens: training tokens.
         tokens_per_param: training tokens a parameter, instead of tokens.
         level: probability of the interval.
-        assume: axes that no fitted run varied (vocab_size, tied, ff_ratio, kv_ratio, stored_ratio) to predict off all the same.
+        assume: axes that no fitted run varied and to predict off all the same (vocab_size, tied, ff_ratio, kv_ratio,
+            stored_ratio).
         json: print JSON.
     """
     import numpy as np

@@ -64,7 +64,9 @@ COLUMNS: Mapping[str, Column] = {
     "vocab_size": Column(kind="int", meaning="rows of the embedding, padding included", positive=True),
     "tied": Column(kind="bool", meaning="whether the output head is the embedding"),
     "tokens": Column(kind="float", meaning="training tokens seen", required=True, positive=True),
-    "stored_ratio": Column(kind="float", meaning="stored layers / n_layers: 1 where no layer is shared", positive=True, high=1.0),  # noqa: E501
+    "stored_ratio": Column(
+        kind="float", meaning="stored layers / n_layers: 1 where no layer is shared", positive=True, high=1.0
+    ),
     "dataset": Column(kind="str", meaning="training data", gaps=True),
     "loss": Column(kind="float", meaning="loss of the kind `loss_kind` says", unit="nats per token", positive=True),
     "loss_kind": Column(kind="str", meaning="where the loss was taken; kinds are never mixed", choices=LOSS_KINDS),

@@ -48,8 +48,8 @@ class Latency:
     """Hold how long a workload takes and what it needs; predicted or measured.
 
     Seconds for the whole batch; `tokens_per_s` counts new tokens of all sequences over the whole time. A prediction
-    over columns of shapes has arrays for numbers. `prefill_bound` and `decode_bound` name what limits each phase: "launch",
-    "bandwidth" or "compute" (of a prediction only). `spread` is (p95 - p50)/p50 of a measurement's runs.
+    over columns of shapes has arrays for numbers. `prefill_bound` and `decode_bound` name what limits each phase:
+    "launch", "bandwidth" or "compute" (of a prediction only). `spread` is (p95 - p50)/p50 of a measurement's runs.
     """
 
     prefill_s: Any

@@ -59,7 +59,7 @@ def list_limits(budget: Budget, device: Device) -> tuple[Limit, ...]:
         limits.append(Limit(name="memory_bytes", value=device.memory_bytes, source=device.name))
     elif budget.memory_bytes > device.memory_bytes:
         raise BudgetError(
-            f"budget memory_bytes = {budget.memory_bytes:.4g} is more than {device.name} has ({device.memory_bytes:.4g})"
+            f"budget memory_bytes = {budget.memory_bytes:.4g} is more than the {device.memory_bytes:.4g} of {device.name}"
         )
     else:
         limits.append(Limit(name="memory_bytes", value=budget.memory_bytes, source="budget"))

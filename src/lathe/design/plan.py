@@ -171,8 +171,8 @@ def _check_law(law: Law, budget: Budget) -> None:
     if not any(SHAPE_COLUMNS & set(m.form.columns) for m in law.averaged):
         read = ", ".join(dict.fromkeys(c for m in law.averaged for c in m.form.columns))
         raise BudgetError(
-            f"the law {law.name} reads {read} and cannot tell two shapes of one size apart, so it cannot rank them; fit a"
-            " form that reads shape, such as width-depth or aspect, to runs that vary it"
+            f"the law {law.name} reads {read} and cannot tell two shapes of one size apart, so it cannot rank them; fit"
+            " a form that reads shape, such as width-depth or aspect, to runs that vary it"
         )
     if budget.tokens is None:
         refuse_run_mean(law, "choose each shape's training tokens")

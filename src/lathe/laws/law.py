@@ -129,7 +129,7 @@ class Law:
 
         Args:
             columns: any mapping of column name to values; columns that follow from others may be left out.
-            assume: held axes (vocab_size, tied, ff_ratio, kv_ratio, stored_ratio) on which to predict off the runs' one value.
+            assume: held axes (`lathe.laws.axes.HELD`) on which to predict off the runs' one value.
 
         Raises:
             LawError: a column the law reads is missing, or a row differs on an axis that no fitted run varied.

@@ -19,9 +19,7 @@ SHOWN = ("name", "d_model", "n_layers", "params", "tokens")
 def next_table(found: NextRuns) -> Group:
     """Lay out the chosen runs in order, with the target's interval before and after each."""
     heads = [name for name in SHOWN if name in found.columns]
-    table = make_table(
-        "", *heads, "FLOPs", "spent", "predicted loss", f"target, ± at {found.before.level:.0%}", text=1
-    )
+    table = make_table("", *heads, "FLOPs", "spent", "predicted loss", f"target, ± at {found.before.level:.0%}", text=1)
     table.add_row("now", *[""] * (len(heads) + 3), _width(found.before))
     for i, run in enumerate(found.chosen, start=1):
         cells = [_cell(run.columns[name], name) for name in heads]
