@@ -5,7 +5,9 @@ only. Its error on a split is the RMS of log(predicted/true) over the split's te
 averaged geometrically, so that none counts for more because its runs are harder to predict.
 
 The splits are not independent: they share runs, and each of Morph's is there under two ways of grouping runs into
-folds. `lathe.laws.choose.WITHIN` was chosen on them, so they show how much rules differ and cannot prove the choice.
+folds, which for set B come to the same. Morph's set B and all but 1B are judged on all 76 runs, fitted ones included,
+as docs/laws.md judges them. `lathe.laws.choose.WITHIN` was chosen on these splits, so they show how much rules differ and
+cannot prove the choice.
 
 Axes: f a form, n a run.
 """

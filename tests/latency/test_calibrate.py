@@ -109,7 +109,7 @@ class TestPlanted:
         table["decode_s"][1] *= 3
         found = calibrate(table, A100)
         assert {n: getattr(found.device, n) for n in TRUTH} == pytest.approx(TRUTH, rel=0.05)
-        assert any("row 2 (open_lm_1b): decode is predicted -67% off" in w for w in found.warnings)
+        assert any("row 2 (open_lm_1b): decode is predicted -66% off" in w for w in found.warnings)
 
     @pytest.mark.parametrize(
         ("shape", "work", "engine", "name"),
@@ -183,7 +183,7 @@ class TestNamed:
 
 class TestTables:
     def test_shape_columns_and_cells_that_tables_mangle(self) -> None:
-        """A blank makes whole numbers floats; a preset's fields may be replaced; prefill and decode go before a total."""
+        """A blank makes whole numbers floats; fields may replace a preset's; a total counts where it stands alone."""
         frame = pd.DataFrame(
             {
                 "d_model": [2048, 3072],
@@ -245,7 +245,7 @@ class TestTables:
             ({"shape": ["open_lm_1b"], "total_s": [1.0, 2.0]}, "different lengths"),
             (
                 {"shape": ["open_lm_1b", "open_lm_1b"], "total_s": [1.0, 0.0]},
-                "row 2: total_s=0.0; wanted seconds above",
+                "row 2: total_s=0.0; wanted",
             ),
             ({"shape": ["open_lm_1b"], "total_s": [-1.0]}, "row 1: total_s=-1.0"),
             ({"shape": ["open_lm_1b"], "total_s": [float("nan")]}, "row 1: no time"),
@@ -254,7 +254,7 @@ class TestTables:
             ({"shape": ["open_lm_1c"], "total_s": [1.0]}, "row 1: no shape preset"),
             (
                 {"shape": ["open_lm_1b"], "total_s": [1.0], "dtype": ["bf61"]},
-                "row 1: unknown dtype 'bf61'; did you mean",
+                "row 1: unknown dtype 'bf61'",
             ),
             ({"shape": ["open_lm_1b"], "total_s": [1.0], "engine": ["graf"]}, "row 1: unknown engine 'graf'"),
             ({"shape": ["open_lm_1b"], "total_s": [1.0], "batch": [0]}, "row 1: batch=0"),

@@ -45,7 +45,7 @@ def test_states_as_zero_prints_them(sharding: str, gigabytes: float) -> None:
 
 
 def test_activations_as_korthikanti_counts_them() -> None:
-    """arXiv:2205.05198, equation 2 without dropout masks and attention scores: 32·s·b·h bytes a block, then 4·s·b·h, 4·s·b·v."""
+    """arXiv:2205.05198, equation 2 less dropout masks and scores: 32·s·b·h bytes a block, then 4·s·b·h and 4·s·b·v."""
     rows = 3 * 512
     found = training_cost(GPT, 1e9, seq_len=512, device=A100, mfu=0.4, micro_batch=3)
     assert found.activation_bytes == rows * (4 * 32 * 1024 + 4 * 1024 + 4 * 1000)

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.special import ndtri
 
+from lathe.design.greedy import LEAST_GAIN, Expected, choose, expect, view_forms
 from lathe.design.posterior import Posterior, fit_posterior, weigh_evidence
 from lathe.design.small_runs import propose_candidates
 from lathe.errors import BudgetError, LawError, nearest
@@ -31,40 +31,7 @@ NOISE = 0.003
 """Standard deviation of log loss between runs that differ only in seed, where nothing better is known."""
 LEAST_WEIGHT = 0.01
 """Forms of less belief than this have no say."""
-HEDGE = 0.5
-"""Part of the criterion's weights that forms share equally: six runs believe too firmly in one form."""
-LEAST_GAIN = 1e-3
-"""A run that removes a smaller share of the variance than this is not worth training."""
 Target = Table | tuple["Shape", float]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Outlook:
-    """What the runs say of the loss of a new run at each row of the target.
-
-    Three standard deviations of log loss: `fit` of the law's own prediction, `forms` between laws, `noise` of one run.
-    """
-
-    level: float
-    loss: Array
-    fit: Array
-    forms: Array
-    noise: float
-
-    @property
-    def half_width(self) -> Array:
-        """Give the interval's half width in log loss: .01 is ±1 %."""
-        return ndtri((1 + self.level) / 2) * np.sqrt(self.fit**2 + self.forms**2 + self.noise**2)
-
-    @property
-    def low(self) -> Array:
-        """Give the lower end of the interval at each row."""
-        return self.loss * np.exp(-self.half_width)
-
-    @property
-    def high(self) -> Array:
-        """Give the upper end of the interval at each row."""
-        return self.loss * np.exp(self.half_width)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -79,7 +46,7 @@ class NextRun:
     """FLOPs of this run and all chosen before it."""
     loss: float
     """The loss predicted for this run."""
-    after: Outlook
+    after: Expected
     """The target expected once this run and those before it are in, averaged over which form is true."""
 
 
@@ -87,7 +54,7 @@ class NextRun:
 class NextRuns:
     """The runs to add, best first, and the target before any of them."""
 
-    before: Outlook
+    before: Expected
     chosen: tuple[NextRun, ...]
     flops: float
     """The budget."""
@@ -96,9 +63,14 @@ class NextRuns:
     warnings: tuple[str, ...]
 
     @property
-    def after(self) -> Outlook:
+    def after(self) -> Expected:
         """Give the target expected after all of them."""
         return self.chosen[-1].after if self.chosen else self.before
+
+    @property
+    def spent(self) -> float:
+        """Count the FLOPs of all chosen runs."""
+        return self.chosen[-1].spent if self.chosen else 0.0
 
     @property
     def columns(self) -> dict[str, Array]:
@@ -124,6 +96,10 @@ def next_runs(
     reduced is the mean over the target's rows and over forms; forms' disagreement is shown, but no run is credited with
     settling it. After training some of them, ask again with the new runs in the table.
 
+    It is worth what the laws are worth: from six runs on Morph it halves the error that random runs of equal FLOPs
+    leave, but where small runs do not follow the law that large ones do (points read off a figure, a corpus whose small
+    models are off) a few random, dearer runs do better. `benchmarks/next.py` shows both.
+
     Args:
         runs: the runs there are, any mapping of column name to values.
         target: what to predict: columns (one row or several), or a shape and its tokens.
@@ -146,7 +122,8 @@ def next_runs(
     goal = _read_target(target)
     if candidates is None:
         candidates = propose_candidates(known, goal, flops=flops)
-    open_c = validate(candidates, source="the table of candidates", target="tokens")
+    needed = () if "flops" in list_columns(candidates) else ("params",)
+    open_c = validate(candidates, source="the table of candidates", target="tokens", columns=needed)
     cost_c = column(open_c, "flops")
     if cost_c.min() > flops:
         cheapest = int(np.argmin(cost_c))
@@ -156,11 +133,11 @@ def next_runs(
         )
     forms = _find_forms(form, {"the runs": known, "the target": goal, "the candidates": open_c})
     found = fit_forms(known, forms, noise=noise, seed=seed)
-    views = _look(found, goal, open_c)
-    before = _expect(views, level=level)
+    views = view_forms(found, known, goal, open_c)
+    before = expect(views, level=level)
     loss_c = np.exp(sum(v.weight * v.mean_gc[0] for v in views))
     chosen, spent = [], 0.0
-    for c, after in _choose(views, cost_c, flops, level=level):
+    for c, after in choose(views, cost_c, flops, level=level):
         spent += cost_c[c]
         chosen.append(
             NextRun(
@@ -189,11 +166,11 @@ def forecast(
     noise: float | None = None,
     level: float = 0.9,
     seed: int = 0,
-) -> Outlook:
+) -> Expected:
     """Predict the target from few runs under the prior that `next_runs` uses; arguments and errors are its own."""
     known, goal = validate(runs), _read_target(target)
     found = fit_forms(known, _find_forms(form, {"the runs": known, "the target": goal}), noise=noise, seed=seed)
-    return _expect(_look(found, goal, goal), level=level)
+    return expect(view_forms(found, known, goal, goal), level=level)
 
 
 def fit_forms(known: Mapping[str, Array], forms: Sequence[Form], *, noise: float | None, seed: int) -> list[Posterior]:
@@ -211,114 +188,23 @@ def fit_forms(known: Mapping[str, Array], forms: Sequence[Form], *, noise: float
     return sorted(kept, key=lambda p: -p.weight)
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class _View:
-    """One form as the design sees it: its covariance shrinks as runs are chosen, and its means move.
-
-    Means have an axis g: the form that is taken to be true, whose predictions the chosen runs then show.
-    """
-
-    weight: float
-    noise: float
-    cov_pq: Array
-    by_phi_cp: Array
-    by_phi_tp: Array
-    mean_gc: Array
-    mean_gt: Array
-    belief_g: Array
-    """Log of the belief in this form once the chosen runs are in, up to a constant."""
-
-    @property
-    def variance_t(self) -> Array:
-        return np.einsum("tp,pq,tq->t", self.by_phi_tp, self.cov_pq, self.by_phi_tp)
-
-    def gains(self) -> Array:
-        """Say by how much each candidate lowers the mean variance over the target's rows."""
-        reach_cp = self.by_phi_cp @ self.cov_pq
-        own_c = np.sum(reach_cp * self.by_phi_cp, axis=1)
-        return np.mean((reach_cp @ self.by_phi_tp.T) ** 2, axis=1) / (own_c + self.noise**2)
-
-    def add(self, c: int, shown_g: Array) -> None:
-        """Take in candidate c, whose log loss is `shown_g` if form g is true."""
-        reach_p = self.cov_pq @ self.by_phi_cp[c]
-        own = float(self.by_phi_cp[c] @ reach_p) + self.noise**2
-        miss_g = shown_g - self.mean_gc[:, c]
-        self.belief_g = self.belief_g - 0.5 * (miss_g**2 / own + np.log(own))
-        self.mean_gc = self.mean_gc + np.outer(miss_g / own, self.by_phi_cp @ reach_p)
-        self.mean_gt = self.mean_gt + np.outer(miss_g / own, self.by_phi_tp @ reach_p)
-        self.cov_pq = self.cov_pq - np.outer(reach_p, reach_p) / own
-
-
-def _look(found: Sequence[Posterior], goal: Table, open_c: Table) -> list[_View]:
-    views = []
-    for p in found:
-        log_c, by_phi_cp = p.linearise(open_c)
-        log_t, by_phi_tp = p.linearise(goal)
-        views.append(
-            _View(
-                weight=p.weight,
-                noise=p.noise,
-                cov_pq=p.cov_pq,
-                by_phi_cp=by_phi_cp,
-                by_phi_tp=by_phi_tp,
-                mean_gc=np.tile(log_c, (len(found), 1)),
-                mean_gt=np.tile(log_t, (len(found), 1)),
-                belief_g=np.full(len(found), np.log(p.weight)),
-            )
-        )
-    return views
-
-
-def _expect(views: Sequence[_View], *, level: float) -> Outlook:
-    """Average the target over forms, and over which of them is true."""
-    weight_f = np.array([v.weight for v in views])
-    belief_fg = np.stack([v.belief_g for v in views])
-    belief_fg = np.exp(belief_fg - belief_fg.max(axis=0))
-    belief_fg /= belief_fg.sum(axis=0)
-    mean_fgt = np.stack([v.mean_gt for v in views])
-    centre_gt = np.einsum("fg,fgt->gt", belief_fg, mean_fgt)
-    spread_gt = np.einsum("fg,fgt->gt", belief_fg, (mean_fgt - centre_gt) ** 2)
-    share_f = belief_fg @ weight_f
-    return Outlook(
-        level=level,
-        loss=np.exp(weight_f @ centre_gt),
-        fit=np.sqrt(share_f @ np.stack([v.variance_t for v in views])),
-        forms=np.sqrt(weight_f @ spread_gt),
-        noise=float(np.sqrt(share_f @ np.array([v.noise**2 for v in views]))),
-    )
-
-
-def _choose(views: Sequence[_View], cost_c: Array, flops: float, *, level: float) -> list[tuple[int, Outlook]]:
-    """Take the candidate of most variance removed per FLOP until the budget or the gain is spent.
-
-    Returns each chosen row with the target expected after it.
-    """
-    left, is_open_c = flops, np.ones(len(cost_c), dtype=bool)
-    weights = [(1 - HEDGE) * v.weight + HEDGE / len(views) for v in views]
-    truth_gc = np.stack([v.mean_gc[0] for v in views])
-    chosen: list[tuple[int, Outlook]] = []
-    while (affordable_c := is_open_c & (cost_c <= left)).any():
-        gain_c = sum((w * v.gains() for w, v in zip(weights, views, strict=True)), np.zeros(1))
-        variance = sum(w * float(v.variance_t.mean()) for w, v in zip(weights, views, strict=True))
-        worth_c = affordable_c & (gain_c >= LEAST_GAIN * variance)
-        if not worth_c.any():
-            break
-        c = int(np.argmax(np.where(worth_c, gain_c / cost_c, -1.0)))
-        for view in views:
-            view.add(c, truth_gc[:, c])
-        is_open_c[c] = False
-        left -= cost_c[c]
-        chosen.append((c, _expect(views, level=level)))
-    return chosen
-
-
 def _read_target(target: Target) -> dict[str, Any]:
     if isinstance(target, tuple):
         shape, tokens = target
-        return dict(shape_columns(shape, tokens=tokens))
-    columns = {name: np.atleast_1d(np.asarray(target[name])) for name in list_columns(target)}
-    if not columns or not all(len(v) for v in columns.values()):
+        columns: dict[str, Any] = dict(shape_columns(shape, tokens=tokens))
+    else:
+        columns = {name: np.atleast_1d(np.asarray(target[name])) for name in list_columns(target)}
+    lengths = {name: len(values) for name, values in columns.items()}
+    rows = max(lengths.values(), default=0)
+    if not rows:
         raise LawError("the target has no rows; give its columns, such as {'d_model': 2048, 'n_layers': 16, …}")
+    if set(lengths.values()) - {1, rows}:
+        raise LawError(f"the target's columns differ in length: {lengths}")
+    columns = {name: np.broadcast_to(values, (rows,)) for name, values in columns.items()}
+    for name in (n for n in SCALES if n in columns):
+        values_t = column(columns, name)
+        if not (np.isfinite(values_t) & (values_t > 0)).all():
+            raise LawError(f"the target's {name} is {values_t.min():g}; wanted a finite number above zero")
     return columns
 
 
@@ -329,8 +215,8 @@ def _find_forms(form: str | Form, tables: Mapping[str, Table]) -> list[Form]:
             "form='best' asks for cross-validation, which few runs do not allow; give 'auto' or a form's name"
         )
     forms = [f for f in FORMS.values() if f.auto and f.target == "loss"] if form == "auto" else [find_form(form)]
-    if not forms[0].positive:
-        raise LawError(f"form {forms[0].name!r} may be negative, so log loss cannot be followed; use a law of the loss")
+    if forms[0].target != "loss" or not forms[0].positive:
+        raise LawError(f"form {forms[0].name!r} predicts no positive loss; use 'auto' or a law of the loss")
     lacking = {f.name: _lacking(f, tables) for f in forms}
     forms = [f for f in forms if not lacking[f.name]]
     if not forms:
@@ -389,7 +275,7 @@ def _warn(
     goal: Mapping[str, Array],
     open_c: Mapping[str, Array],
     found: Sequence[Posterior],
-    before: Outlook,
+    before: Expected,
     used: float,
     chosen: Sequence[NextRun],
 ) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Fit a law to few runs under a weak prior, and linearise it: what a design of further runs starts from.
 
 `lathe.fit` refuses fewer runs than coefficients, rightly: a design is asked for when there are still few. Here a weak
-prior stands in for the runs that are missing, and the answer is a point with a covariance (Laplace), not a `Law`.
+prior stands in for the runs that are missing, and the answer is a point to linearise at, not a `Law`.
 
 Axes: b a start, n a run, p q parameters. Parameters are phi = (log terms at the runs' centre, log exponents), see
 `lathe.laws.system`.
@@ -32,12 +32,13 @@ STARTS, FINALISTS, MAX_STEPS = 8, 3, 80
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Posterior:
-    """One form's best parameters under the prior, their covariance, the noise and the form's share of belief."""
+    """One form's most probable parameters under the prior, the noise about it, and the form's share of belief."""
 
     form: Form
     system: System
     phi_p: Array
-    cov_pq: Array
+    precision_p: Array
+    """The prior's: 1 / sd² of each parameter."""
     noise: float
     """Standard deviation of one run's log loss about the law, its misfit included."""
     evidence: float
@@ -82,7 +83,7 @@ def fit_posterior(form: Form, columns: Table, y_n: Array, *, noise: float, seed:
         form=form,
         system=system,
         phi_p=phi_bp[0],
-        cov_pq=np.linalg.inv(curvature_pq),
+        precision_p=problem.sd_p**-2,
         noise=float(np.sqrt(variance)),
         evidence=float(-0.5 * (charged + widths)),
     )

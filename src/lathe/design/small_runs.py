@@ -5,9 +5,10 @@ Axes: n a run, c a candidate.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from lathe.laws.system import Array, column
@@ -23,7 +24,7 @@ BEYOND = 4.0
 """Proposed runs have at most this many times the largest run's parameters."""
 
 
-def propose_candidates(runs: Table, target: Table, *, flops: float) -> dict[str, Array]:
+def propose_candidates(runs: Table, target: Table, *, flops: float) -> dict[str, NDArray[Any]]:
     """Lay out a grid of runs no smaller than the smallest there is and no larger than the target.
 
     Where runs and target have d_model and n_layers, widths and depths reach from the runs' to the target's, at aspects
@@ -57,7 +58,7 @@ def propose_candidates(runs: Table, target: Table, *, flops: float) -> dict[str,
     return grid
 
 
-def _shapes(runs: Table, target: Table, params_n: Array) -> Mapping[str, Array] | None:
+def _shapes(runs: Table, target: Table, params_n: Array) -> dict[str, NDArray[Any]] | None:
     names = {"d_model", "n_layers"}
     if not (names <= set(list_columns(runs)) and names <= set(list_columns(target))):
         return None

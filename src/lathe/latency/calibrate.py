@@ -30,8 +30,9 @@ PRIOR_SD = {"launch_s": 1.0, "step_s": 1.0, "compute_fraction": 0.3, "bandwidth_
 """What can be fitted, and how far in logs a preset may be off: hosts differ by factors, kernels' efficiency less."""
 BOUNDS = {"launch_s": (1e-9, 1.0), "step_s": (1e-9, 10.0), "compute_fraction": (1e-4, 1.0)}
 BOUNDS["bandwidth_fraction"] = BOUNDS["compute_fraction"]
-SMALLEST = {"launch_s": 1e-6, "step_s": 1e-5}
-"""Where a fit starts from a preset of 0, in seconds."""
+FROM_ZERO = {"launch_s": 1e-6, "step_s": 1e-4}
+"""Where a fit starts from a preset of 0, in seconds; such a preset says little, and counts ZERO_SD times less."""
+ZERO_SD = 3.0
 NOISE = 0.02
 """Scatter of repeated latency measurements, relative: taken where few residuals say nothing of it."""
 NOISE_WEIGHT = 4.0
@@ -177,8 +178,9 @@ def _fit(times: Times, names: Sequence[str], *, prior: bool) -> Array:
     """Fit numbers in logs from several starts, since which resource binds makes valleys of their own."""
     if not names:
         return np.empty(0)
-    centre = np.log([max(getattr(times.device, name), SMALLEST.get(name, 0.0)) for name in names])
-    sd = np.array([PRIOR_SD[name] for name in names])
+    preset = {name: getattr(times.device, name) for name in names}
+    centre = np.log([preset[name] or FROM_ZERO[name] for name in names])
+    sd = np.array([PRIOR_SD[name] * (1.0 if preset[name] else ZERO_SD) for name in names])
     bounds = np.log([BOUNDS[name] for name in names]).T
 
     def residuals(logs: Array) -> Array:
@@ -188,7 +190,7 @@ def _fit(times: Times, names: Sequence[str], *, prior: bool) -> Array:
     best = None
     for shift in (0.0, 1.5, -1.5):
         for fraction in (0.0, -1.0):
-            steps = [shift if name in SMALLEST else fraction for name in names]
+            steps = [shift if name in FROM_ZERO else fraction for name in names]
             start = np.clip(centre + steps, bounds[0] + 1e-6, bounds[1] - 1e-6)
             found = optimize.least_squares(
                 residuals, start, bounds=tuple(bounds), loss="soft_l1", x_scale="jac", max_nfev=60

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lathe.errors import DeviceError, LatheError, MissingExtraError, nearest
+from lathe.latency.roofline import check_context
 from lathe.presets.shapes import load_shape
 from lathe.shape import Shape
 from lathe.workload import ENGINES, Workload
@@ -74,7 +75,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
 def _read_jsonl(path: Path) -> pd.DataFrame:
     import pandas as pd
 
-    return pd.read_json(path, lines=True, convert_dates=False)
+    return pd.read_json(path, lines=True)
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
@@ -141,6 +142,7 @@ def _columns(table: Any) -> tuple[dict[str, list[Any]], int]:
 def _parse_row(cells: Mapping[str, Any], *, row: int, engine: str) -> list[Measured]:
     shape = _parse_shape(cells)
     workload = Workload(**{n: _as(cells[n], kind, name=n) for n, kind in WORKLOAD_FIELDS.items() if n in cells})
+    check_context(shape, workload)
     engine = cells.get("engine", engine)
     if engine not in ENGINES:
         raise DeviceError(f"unknown engine {engine!r}{nearest(str(engine), ENGINES)}")

@@ -105,7 +105,7 @@ def predict_latency(
     """
     if engine not in ENGINES:
         raise WorkloadError(f"unknown engine {engine!r}{nearest(str(engine), ENGINES)}")
-    _check_context(shape, workload)
+    check_context(shape, workload)
     columns = Columns(shape)
     starts = range(0, columns.rows or 1, CHUNK_ROWS)
     parts = [columns] if len(starts) <= 1 else [columns.cut(at, at + CHUNK_ROWS) for at in starts]
@@ -186,7 +186,8 @@ class Columns:
         return part
 
 
-def _check_context(shape: Shaped, workload: Workload) -> None:
+def check_context(shape: Shaped, workload: Workload) -> None:
+    """Raise WorkloadError where a workload needs more positions than a shape learns."""
     fed = workload.context - 1  # the last new token is not fed back
     if shape.position == "learned" and np.any(np.less(shape.max_seq_len, fed)):
         raise WorkloadError(

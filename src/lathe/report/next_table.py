@@ -11,7 +11,8 @@ from rich.text import Text
 from lathe.report.tables import format_count, make_table, titled
 
 if TYPE_CHECKING:
-    from lathe.design.next import NextRuns, Outlook
+    from lathe.design.greedy import Expected
+    from lathe.design.next import NextRuns
 
 SHOWN = ("name", "d_model", "n_layers", "params", "tokens")
 
@@ -27,7 +28,7 @@ def next_table(found: NextRuns) -> Group:
         table.add_row(str(i), *cells, *costs, _width(run.after))
     believed = ", ".join(f"{name} {weight:.0%}" for name, weight in found.weights.items())
     notes = [
-        f"{len(found.chosen)} runs for {found.after_flops:.3g} of {found.flops:.3g} FLOPs; forms by belief: {believed}",
+        f"{len(found.chosen)} runs for {found.spent:.3g} of {found.flops:.3g} FLOPs; forms by belief: {believed}",
         f"parts of the interval, as standard deviations: {_parts(found.before)} now; {_parts(found.after)} after",
     ]
     title = f"Next runs: target loss {_losses(found.before)} now, narrowed to ±{_width(found.after)} expected"
@@ -40,16 +41,16 @@ def _cell(value: object, name: str) -> str:
     return format_count(float(value))  # pyright: ignore[reportArgumentType]
 
 
-def _width(outlook: Outlook) -> str:
-    return f"{_rms(outlook.half_width):.2%}"
+def _width(expected: Expected) -> str:
+    return f"{_rms(expected.half_width):.2%}"
 
 
-def _parts(outlook: Outlook) -> str:
-    return f"fit {_rms(outlook.fit):.2%}, forms {_rms(outlook.forms):.2%}, new run {outlook.noise:.2%}"
+def _parts(expected: Expected) -> str:
+    return f"fit {_rms(expected.fit):.2%}, forms {_rms(expected.forms):.2%}, new run {expected.noise:.2%}"
 
 
-def _losses(outlook: Outlook) -> str:
-    each = [f"{v:.4f} ({a:.4f} – {b:.4f})" for v, a, b in zip(outlook.loss, outlook.low, outlook.high, strict=True)]
+def _losses(expected: Expected) -> str:
+    each = [f"{v:.4f} ({a:.4f} – {b:.4f})" for v, a, b in zip(expected.loss, expected.low, expected.high, strict=True)]
     return each[0] if len(each) == 1 else f"{each[0]} and {len(each) - 1} more rows"
 
 

@@ -1,68 +1,16 @@
-"""The command line: each command loads, calls, saves and prints. Heavy modules are imported inside commands."""
+"""Commands about laws."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Literal
 
-import tyro
-from tyro.conf import Positional, arg
+from tyro.conf import Positional
 
-from lathe.errors import LatheError
+from lathe.cli.terminal import Columns, Progress, Runs, Where, Words, open_console, read_table, split_table
 
-if TYPE_CHECKING:
-    import pandas as pd
-    from rich.console import Console
-
-Words = tuple[str, ...]
 ObjectiveName = Literal["squares-log", "huber-log", "squares"]
 FoldRule = Literal["auto", "size", "clusters", "quantiles"]
-Runs = Annotated[str, arg(help="a published table's name (morph-2025), a .jsonl, .csv or .parquet file, or a folder")]
-Where = Annotated[str | None, arg(help="rows to keep, such as \"tokens_per_param >= 20 and size != '1B'\"")]
-Columns = Annotated[Words, arg(help="theirs=ours, for tables with column names of their own", metavar="THEIRS=OURS")]
-
-
-def shapes(family: str | None = None) -> None:
-    """List the shapes that come with Lathe.
-
-    Example: lathe shapes --family mobilellm
-
-    Args:
-        family: show one family only.
-    """
-    from lathe.errors import PresetError, nearest
-    from lathe.presets.shapes import shape_presets
-    from lathe.report.accounting import shapes_table
-
-    presets = list(shape_presets().values())
-    families = {p.family for p in presets}
-    if family is not None and family not in families:
-        raise PresetError(f"no family of shapes is called {family!r}{nearest(family, families)}")
-    _console().print(shapes_table(p for p in presets if family in (None, p.family)))
-
-
-def shape(name: Positional[str], context: int | None = None, json: bool = False) -> None:
-    """Show what one shape costs: weights by group, FLOPs, KV cache, memory at each dtype.
-
-    Example: lathe shape mobilellm-125m --context 4096
-
-    Args:
-        name: a preset's name (see `lathe shapes`) or a TOML or JSON file.
-        context: tokens in the KV cache; the shape's longest if not given.
-        json: print the accounting as JSON.
-    """
-    from lathe.codec import dumps
-    from lathe.presets.shapes import load_shape, shape_names, shape_preset
-    from lathe.report.accounting import accounting, accounting_table
-
-    found = load_shape(name)
-    if json:
-        print(dumps(accounting(found, context=context)))
-        return
-    source = shape_preset(name).source if name in shape_names() else None
-    _console().print(accounting_table(found, name=name, source=source, context=context))
 
 
 def fit(
@@ -110,12 +58,12 @@ def fit(
         from lathe.report.charts import check_plot_path
 
         check_plot_path(plot)
-    table, held = _split(_read(runs, columns, where, validation, tasks, target), hold_out, source=runs)
-    with _progress("Fitting") as tick:
+    table, held = split_table(read_table(runs, columns, where, validation, tasks, target), hold_out, source=runs)
+    with Progress("Fitting") as tick:
         law = fit_law(
             table, form, target=target, objective=objective, seed=seed, draws=draws, folds=folds, progress=tick
         )
-    console = _console()
+    console = open_console()
     console.print(law_summary(law))
     if held is not None:
         console.print(held_out_table(law, held, level=level))
@@ -171,7 +119,7 @@ def predict(
     guess = fitted.predict(table, assume=assume)
     interval = fitted.interval(table, level=level, assume=assume) if fitted.has_draws else None
     if not json:
-        _console().print(prediction_table(shape, table, fitted, guess, interval))
+        open_console().print(prediction_table(shape, table, fitted, guess, interval))
         return
     for i, name in enumerate(shape):
         row = {"shape": name, "tokens": float(table["tokens"][i]), fitted.target: float(guess[i])}
@@ -215,16 +163,16 @@ def compare(
     from lathe.laws.importers import match_rows
     from lathe.report.law_tables import comparison_table
 
-    table = _read(runs, columns, where, validation, (), target)
+    table = read_table(runs, columns, where, validation, (), target)
     focus_n = None if focus is None else match_rows(table, focus, source=runs)
-    console = _console()
+    console = open_console()
     if as_published:
         rows = compare_as_published(table, focus_n=focus_n)
         console.print(comparison_table([r for r, _ in rows], focus=focus or "the 1B runs"))
         for row, found in rows:
             console.print(f"{row.fit_set} {row.form}: " + ", ".join(f"{k} {v:.6g}" for k, v in found.items()))
         return
-    with _progress("Comparing") as tick:
+    with Progress("Comparing") as tick:
         if fit_where is None:
             found = leave_sizes_out(table, forms, target=target, objective=objective, folds=folds, progress=tick)
             focus = "every run, predicted from the other sizes"
@@ -271,95 +219,4 @@ def optimal(
         found = lifetime_optimal(fitted, target_loss=target_loss, inference_tokens=inference_tokens, aspect=aspect)
     else:
         raise LawError("give either --flops, or --target-loss together with --inference-tokens")
-    _console().print(optimum_table(found))
-
-
-COMMANDS: dict[str, Callable[..., None]] = {
-    "fit": fit,
-    "predict": predict,
-    "compare": compare,
-    "optimal": optimal,
-    "shapes": shapes,
-    "shape": shape,
-}
-
-
-DESCRIPTION = """Shape language models to their latency budget.
-
-Example: lathe fit morph-2025 --out law.json
-
-Each command says more: lathe fit --help"""
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run a command; an error that the user can mend ends in one line on stderr and exit code 2."""
-    try:
-        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="lathe", description=DESCRIPTION, args=argv)
-    except LatheError as error:
-        print(f"lathe: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(1)
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 160  # in a file or a pipe there is no edge to fold at
-    return console
-
-
-def _read(
-    runs: str, columns: Words, where: str | None, validation: str | None, tasks: Words, target: str | None
-) -> pd.DataFrame:
-    from lathe.errors import RunsError
-    from lathe.laws.importers import read_runs
-
-    broken = [c for c in columns if c.count("=") != 1]
-    if broken:
-        raise RunsError(f"--columns {broken[0]!r} is no THEIRS=OURS, such as --columns 'Model Size=params'")
-    renamed = dict(c.split("=") for c in columns)
-    named = tasks[0] if len(tasks) == 1 else tasks
-    return read_runs(
-        runs, columns=renamed or None, where=where, validation=validation, tasks=named or None, target=target or "loss"
-    )
-
-
-def _split(table: pd.DataFrame, hold_out: str | None, *, source: str) -> tuple[pd.DataFrame, pd.DataFrame | None]:
-    from lathe.errors import RunsError
-    from lathe.laws.importers import match_rows
-
-    if hold_out is None:
-        return table, None
-    held = match_rows(table, hold_out, source=source)
-    if held.all():
-        raise RunsError(f"--hold-out {hold_out!r} leaves no run to fit")
-    return table.loc[~held], table.loc[held]
-
-
-class _progress:
-    """Show a bar on stderr that says what is being done, for a terminal and only while it runs."""
-
-    def __init__(self, title: str) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-        console = Console(stderr=True)
-        self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(),
-            console=console, transient=True, disable=not console.is_terminal,
-        )  # fmt: skip
-        self._title = title
-
-    def __enter__(self) -> Callable[[str, float], None]:
-        self._bar.start()
-        task = self._bar.add_task(self._title, total=1.0)
-        return lambda what, share: self._bar.update(task, description=f"{self._title}: {what}", completed=share)
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.stop()
+    open_console().print(optimum_table(found))

@@ -1,0 +1,42 @@
+"""The command line: each command loads, calls, saves and prints. Heavy modules are imported inside commands."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+import tyro
+
+from lathe.cli.laws import compare, fit, optimal, predict
+from lathe.cli.shapes import shape, shapes
+from lathe.errors import LatheError
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "fit": fit,
+    "predict": predict,
+    "compare": compare,
+    "optimal": optimal,
+    "shapes": shapes,
+    "shape": shape,
+}
+
+
+DESCRIPTION = """Shape language models to their latency budget.
+
+Example: lathe fit morph-2025 --out law.json
+
+Each command says more: lathe fit --help"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a command; an error that the user can mend ends in one line on stderr and exit code 2."""
+    try:
+        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="lathe", description=DESCRIPTION, args=argv)
+    except LatheError as error:
+        print(f"lathe: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
