@@ -6,8 +6,8 @@ averaged geometrically, so that none counts for more because its runs are harder
 
 The splits are not independent: they share runs, and each of Morph's is there under two ways of grouping runs into
 folds, which for set B come to the same. Morph's set B and all but 1B are judged on all 76 runs, fitted ones included,
-as docs/laws.md judges them. `lathe.laws.choose.WITHIN` was chosen on these splits, so they show how much rules differ and
-cannot prove the choice.
+as docs/laws.md judges them. `lathe.laws.choose.WITHIN` was chosen on these splits, so they show how much rules differ
+and cannot prove the choice.
 
 Axes: f a form, n a run.
 """

@@ -64,18 +64,19 @@ class Candidates:
     """Columns of shapes, one entry a candidate, over a base shape for what they have in common.
 
     It has a `Shape`'s fields, so the functions that count and time a shape take it as it is. `references` maps a row to
-    the name of the published shape that stands there.
+    the name of the published shape that stands there; `freed` are the axes that set rows apart beside width and depth.
     """
 
     base: Shape
     columns: Mapping[str, np.ndarray]
     references: Mapping[int, str] = field(default_factory=dict)
+    freed: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.columns["d_model"])
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name in ("base", "columns", "references"):
+        if name.startswith("__") or name in ("base", "columns", "references", "freed"):
             raise AttributeError(name)
         return self.columns[name] if name in self.columns else getattr(self.base, name)
 
@@ -89,7 +90,21 @@ class Candidates:
         index = np.arange(len(self))[rows]
         where = {int(old): new for new, old in enumerate(index)} if self.references else {}
         kept = {where[row]: name for row, name in self.references.items() if row in where}
-        return Candidates(base=self.base, columns={k: v[rows] for k, v in self.columns.items()}, references=kept)
+        columns = {name: values[rows] for name, values in self.columns.items()}
+        return Candidates(base=self.base, columns=columns, references=kept, freed=self.freed)
+
+    def name(self, row: int) -> str:
+        """Call a candidate by width and depth, what else sets it apart, and its published name if it has one."""
+        at = {name: values[row] for name, values in self.columns.items()}
+        parts = {
+            "ff_ratio": f"ff {at['d_ff']:.0f}",
+            "kv_ratio": f"kv {at['n_kv_heads']:.0f}/{at['n_heads']:.0f}",
+            "vocab_size": f"vocab {at['vocab_size']:.0f}",
+            "tied": "tied" if at["tied"] else "untied",
+            "sharing": f"{at['n_layers'] / at['sharing_count']:.0f} stored",
+        }
+        name = " ".join([f"{at['d_model']:.0f}×{at['n_layers']:.0f}", *(parts[axis] for axis in self.freed)])
+        return f"{self.references[row]} ({name})" if row in self.references else name
 
     def shape(self, row: int) -> Shape:
         """Build one candidate's shape."""
@@ -198,7 +213,7 @@ def candidates(space: Space, *, references: bool = True) -> Candidates:
         "vocab_size": vocab, "tied": tied, "sharing_count": shared,
     }  # fmt: skip
     rows = {name: values[fits].astype(bool if name == "tied" else np.float64) for name, values in columns.items()}
-    found = Candidates(base=space.base, columns=rows)
+    found = Candidates(base=space.base, columns=rows, freed=space.assumed)
     found = _add_references(found, space) if references else found
     if not len(found):
         raise BudgetError("no shape of this space fits together; widen it")
@@ -228,4 +243,4 @@ def _add_references(found: Candidates, space: Space) -> Candidates:
     more = {name: np.array([getattr(s, name) for s in added.values()]) for name in COLUMNS}
     columns = {name: np.concatenate([v, more[name].astype(v.dtype)]) for name, v in found.columns.items()}
     rows = {len(found) + i: name for i, name in enumerate(added)}
-    return Candidates(base=found.base, columns=columns, references=rows)
+    return Candidates(base=found.base, columns=columns, references=rows, freed=found.freed)

@@ -8,7 +8,7 @@ import numpy as np
 
 from lathe.budget import Budget
 from lathe.design.candidates import FREE, Space
-from lathe.design.limits import Limit, fitting, name_shape
+from lathe.design.limits import Limit, fitting
 from lathe.design.outlook import CHUNK, Outlook, serve
 from lathe.device import Device
 from lathe.latency.roofline import count_launches
@@ -33,8 +33,7 @@ def explain(
         return tuple(f"law: {text}" for text in law.warnings)
     best = int(order[0])
     notes = [_bound(device, engine, seen, best)]
-    timed = [limit for limit in limits if limit.name.endswith("_s")]
-    if timed:
+    if any(limit.timed for limit in limits):
         notes.append(_other_engine(device, workload, engine, seen, best, limits))
     if budget.tokens is not None:
         more = seen.found.take(np.array([best])).law_columns(1.1 * budget.tokens)
@@ -49,7 +48,7 @@ def explain(
 
 def _bound(device: Device, engine: str, seen: Outlook, best: int) -> str:
     """Say what limits decoding of the best choice."""
-    name, bound = name_shape(seen.found, best), str(seen.decode_bound_n[best])
+    name, bound = seen.found.name(best), str(seen.decode_bound_n[best])
     if bound == "launch":
         row = seen.found.take(np.array([best]))
         layer_s = float(np.asarray(count_launches(row))[0]) * device.launch_s / float(row.n_layers[0])
@@ -78,10 +77,10 @@ def _other_engine(
         if len(fits):
             row = int(rows[fits[0]])
             break
-    mine = name_shape(seen.found, best)
+    mine = seen.found.name(best)
     if row is None:
         return f"with engine={other!r} no shape fits this budget"
-    theirs = name_shape(seen.found, row)
+    theirs = seen.found.name(row)
     if row == best:
         return f"engine={other!r} would choose {theirs} as well"
     layers = seen.found.columns["n_layers"]
@@ -115,5 +114,5 @@ def _assumption(seen: Outlook, order: np.ndarray, space: Space) -> str:
     gain = float(seen.loss_n[supported[0]] - seen.loss_n[best])
     return (
         f"assumed and not supported by any run: {named}. It buys {gain:.4f} of predicted loss over"
-        f" {name_shape(seen.found, supported[0])}, the best the runs can speak for"
+        f" {seen.found.name(supported[0])}, the best the runs can speak for"
     )

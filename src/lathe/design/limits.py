@@ -35,6 +35,11 @@ class Limit:
     best: str = ""
 
     @property
+    def timed(self) -> bool:
+        """Say whether it limits latency."""
+        return self.name.endswith("_s")
+
+    @property
     def binds(self) -> bool:
         """Say whether a little more of it would change the choice for the better."""
         return self.gain > 0
@@ -59,7 +64,7 @@ def list_limits(budget: Budget, device: Device) -> tuple[Limit, ...]:
         limits.append(Limit(name="memory_bytes", value=device.memory_bytes, source=device.name))
     elif budget.memory_bytes > device.memory_bytes:
         raise BudgetError(
-            f"budget memory_bytes = {budget.memory_bytes:.4g} is more than the {device.memory_bytes:.4g} of {device.name}"
+            f"budget memory_bytes = {budget.memory_bytes:.4g} is above the {device.memory_bytes:.4g} of {device.name}"
         )
     else:
         limits.append(Limit(name="memory_bytes", value=budget.memory_bytes, source="budget"))
@@ -92,7 +97,7 @@ def relax(
     gain = float(cost_n[strict_n].min() - cost_n[best])
     if gain <= 0:
         return limit
-    return Limit(name=limit.name, value=limit.value, source=limit.source, gain=gain, best=name_shape(found, best))
+    return Limit(name=limit.name, value=limit.value, source=limit.source, gain=gain, best=found.name(best))
 
 
 def find_nearest(
@@ -108,26 +113,9 @@ def find_nearest(
     row = int(tied[cost_n[tied].argmin()])
     limit = limits[int(excess[:, row].argmax())]
     return Nearest(
-        name=name_shape(found, row),
+        name=found.name(row),
         shape=found.shape(row),
         limit=limit.name,
         wanted=limit.value,
         needed=float(serving[limit.name][row]),
     )
-
-
-def name_shape(found: Candidates, row: int) -> str:
-    """Call a candidate by its published name, or by width and depth, with what else sets it apart."""
-    columns = found.columns
-    name = f"{columns['d_model'][row]:.0f}×{columns['n_layers'][row]:.0f}"
-    if len(np.unique(columns["d_ff"] / columns["d_model"])) > 1 and _varies(found):
-        name += f" ff {columns['d_ff'][row]:.0f} kv {columns['n_kv_heads'][row]:.0f}/{columns['n_heads'][row]:.0f}"
-    if columns["sharing_count"][row] > 1:
-        name += f" shared ×{columns['sharing_count'][row]:.0f}"
-    return f"{found.references[row]} ({name})" if row in found.references else name
-
-
-def _varies(found: Candidates) -> bool:
-    ratio = found.columns["n_kv_heads"] / found.columns["n_heads"]
-    width = found.columns["d_ff"] / found.columns["d_model"]
-    return bool(np.ptp(ratio) > 0 or width.max() > 1.2 * width.min())

@@ -14,7 +14,7 @@ import numpy as np
 from lathe.budget import Budget
 from lathe.design.candidates import Candidates, Space, candidates, find_space
 from lathe.design.explain import explain
-from lathe.design.limits import Limit, Nearest, find_nearest, fitting, list_limits, name_shape, relax
+from lathe.design.limits import Limit, Nearest, find_nearest, fitting, list_limits, relax
 from lathe.design.outlook import Outlook, find_front, look, share_chances
 from lathe.device import Device
 from lathe.errors import BudgetError
@@ -28,6 +28,7 @@ from lathe.workload import Workload
 
 SHORTLIST = 2000
 """Candidates of lowest loss among which the chance of being best is shared out."""
+MEMORY_RUNGS = 24
 SHAPE_COLUMNS = frozenset({"d_model", "n_layers", "aspect"})
 
 
@@ -35,8 +36,8 @@ SHAPE_COLUMNS = frozenset({"d_model", "n_layers", "aspect"})
 class Choice:
     """One shape of a plan. Seconds and bytes are those of the plan's workload.
 
-    `rank` counts from 1 among all that fit; `chance` is that of being the best of the plan's shortlist. `train_flops`
-    counts attention, as the shape does, while a budget's FLOPs are 6 · params · tokens.
+    `rank` counts from 1 among all that fit, and is 0 for what does not; `chance` is that of being the best of the
+    plan's shortlist. `train_flops` counts attention, as the shape does, while a budget's FLOPs are 6 · params · tokens.
     """
 
     rank: int
@@ -78,7 +79,9 @@ class Plan:
     references: tuple[Choice, ...]
     """Published shapes within the budget, best first."""
     front: tuple[Choice, ...]
-    """What nothing on this device beats in both loss and total latency, fastest first, within budget or not."""
+    """What nothing beats in both loss and total latency, fastest first: within every limit but those on time."""
+    alternatives: tuple[Choice, ...]
+    """The fronts under smaller memory budgets too, lowest loss first: what an interactive page chooses from."""
     limits: tuple[Limit, ...]
     nearest: Nearest | None
     """Where nothing fits: the shape that breaks the budget least."""
@@ -135,17 +138,14 @@ def plan(
     fits_n = fitting(limits, seen.serving, seen.cost_n)
     order = np.flatnonzero(fits_n)
     order = order[np.argsort(seen.cost_n[order], kind="stable")]
-    front = find_front(seen.cost_n, seen.serving["total_s"], seen.serving["memory_bytes"] <= device.memory_bytes)
+    untimed_n = fitting([limit for limit in limits if not limit.timed], seen.serving, seen.cost_n)
+    front = find_front(seen.cost_n, seen.serving["total_s"], untimed_n)
     short = order[:SHORTLIST]
     chances = share_chances(law, seen, short, budget) if law.has_draws and len(short) else np.zeros(len(short))
-    chance_of = dict(zip(short.tolist(), chances.tolist(), strict=True))
-    rank_of = {int(row): i + 1 for i, row in enumerate(order)} if seen.found.references else {}
-    marked = [row for row in order.tolist() if row in seen.found.references]
-
-    def choose(rows: list[int]) -> tuple[Choice, ...]:
-        ranks = [rank_of.get(row, 0) or int(np.flatnonzero(order == row)[0]) + 1 if fits_n[row] else 0 for row in rows]
-        return _choices(law, seen, rows, ranks, chance_of, set(front.tolist()), front, space, budget, level)
-
+    writer = _Writer(
+        law=law, seen=seen, space=space, budget=budget, level=level, order=order, front=front,
+        chance_of=dict(zip(short.tolist(), chances.tolist(), strict=True)),
+    )  # fmt: skip
     return Plan(
         law=law.name,
         device=device,
@@ -154,15 +154,28 @@ def plan(
         budget=budget,
         considered=len(seen.found),
         fitting=len(order),
-        choices=choose(order[:top].tolist()),
-        references=choose(marked),
-        front=choose(front.tolist()),
+        choices=writer.choices(order[:top]),
+        references=writer.choices(order[np.isin(order, list(seen.found.references))]),
+        front=writer.choices(front),
+        alternatives=writer.choices(_alternatives(seen, untimed_n, device.memory_bytes)),
         limits=tuple(relax(limit, limits, seen.serving, seen.found, seen.cost_n) for limit in limits),
         nearest=None if len(order) else find_nearest(limits, seen.serving, seen.cost_n, seen.found),
         assumed=space.assumed,
         notes=explain(law, device, workload, budget, engine, seen, order, limits, space),
         level=level,
     )
+
+
+def _alternatives(seen: Outlook, allowed_n: np.ndarray, most_bytes: float) -> np.ndarray:
+    """Gather the fronts under a ladder of memory budgets, so that any budget on its rungs finds its best here."""
+    memory_n = seen.serving["memory_bytes"]
+    if not allowed_n.any():
+        return np.zeros(0, dtype=np.intp)
+    least = float(memory_n[allowed_n].min())
+    rungs = np.geomspace(least, min(most_bytes, float(memory_n[allowed_n].max())), MEMORY_RUNGS)
+    fronts = [find_front(seen.cost_n, seen.serving["total_s"], allowed_n & (memory_n <= rung)) for rung in rungs]
+    rows = np.unique(np.concatenate(fronts))
+    return rows[np.argsort(seen.cost_n[rows], kind="stable")]
 
 
 def _check_law(law: Law, budget: Budget) -> None:
@@ -178,47 +191,61 @@ def _check_law(law: Law, budget: Budget) -> None:
         refuse_run_mean(law, "choose each shape's training tokens")
 
 
-def _choices(
-    law: Law,
-    seen: Outlook,
-    rows: list[int],
-    ranks: list[int],
-    chance_of: dict[int, float],
-    on_front: set[int],
-    front: np.ndarray,
-    space: Space,
-    budget: Budget,
-    level: float,
-) -> tuple[Choice, ...]:
-    if not rows:
-        return ()
-    table = seen.found.take(np.array(rows)).law_columns(seen.tokens_n[rows])
-    band = law.interval(table, level=level, assume=HELD) if law.has_draws else None
-    made = []
-    for i, row in enumerate(rows):
-        shape, tokens = seen.found.shape(row), float(seen.tokens_n[row])
-        served = {name: float(values[row]) for name, values in seen.serving.items()}
-        made.append(
-            Choice(
-                rank=ranks[i],
-                name=name_shape(seen.found, row),
-                shape=shape,
-                tokens=tokens,
-                loss=float(seen.loss_n[row]),
-                loss_low=None if band is None else float(band.low[i]),
-                loss_high=None if band is None else float(band.high[i]),
-                chance=chance_of.get(row, 0.0),
-                prefill_bound=str(seen.prefill_bound_n[row]),
-                decode_bound=str(seen.decode_bound_n[row]),
-                train_flops=float(count_train_flops(shape, tokens, shape.max_seq_len)),
-                lifetime_flops=None if budget.target_loss is None else float(seen.cost_n[row]),
-                on_front=row in on_front,
-                unsupported=_unsupported(seen.found, row, space, law),
-                beaten_by="" if row in on_front else _beaten_by(seen, row, front),
-                **served,
-            )
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Writer:
+    """Everything a row of candidates needs to become a choice."""
+
+    law: Law
+    seen: Outlook
+    space: Space
+    budget: Budget
+    level: float
+    order: np.ndarray
+    front: np.ndarray
+    chance_of: dict[int, float]
+
+    def choices(self, rows: np.ndarray) -> tuple[Choice, ...]:
+        """Write out the choices at some rows."""
+        if not len(rows):
+            return ()
+        table = self.seen.found.take(rows).law_columns(self.seen.tokens_n[rows])
+        band = self.law.interval(table, level=self.level, assume=HELD) if self.law.has_draws else None
+        ranks = np.zeros(len(self.seen.found), dtype=np.intp)
+        ranks[self.order] = np.arange(1, len(self.order) + 1)
+        edges = [(None, None)] * len(rows) if band is None else zip(band.low.tolist(), band.high.tolist(), strict=True)
+        return tuple(
+            self._choice(row, rank=int(ranks[row]), low=low, high=high)
+            for row, (low, high) in zip(rows.tolist(), edges, strict=True)
         )
-    return tuple(made)
+
+    def _choice(self, row: int, *, rank: int, low: float | None, high: float | None) -> Choice:
+        seen, on_front = self.seen, not _dominated(self.seen, row, self.front)
+        shape, tokens = seen.found.shape(row), float(seen.tokens_n[row])
+        return Choice(
+            rank=rank,
+            name=seen.found.name(row),
+            shape=shape,
+            tokens=tokens,
+            loss=float(seen.loss_n[row]),
+            loss_low=low,
+            loss_high=high,
+            chance=self.chance_of.get(row, 0.0),
+            prefill_bound=str(seen.prefill_bound_n[row]),
+            decode_bound=str(seen.decode_bound_n[row]),
+            train_flops=float(count_train_flops(shape, tokens, shape.max_seq_len)),
+            lifetime_flops=None if self.budget.target_loss is None else float(seen.cost_n[row]),
+            on_front=on_front,
+            unsupported=_unsupported(seen.found, row, self.space, self.law),
+            beaten_by="" if on_front else _beaten_by(seen, row, self.front),
+            **{name: float(values[row]) for name, values in seen.serving.items()},
+        )
+
+
+def _dominated(seen: Outlook, row: int, front: np.ndarray) -> bool:
+    """Say whether some shape of the front is no worse in both loss and time and better in one."""
+    time, cost = seen.serving["total_s"][row], seen.cost_n[row]
+    times, costs = seen.serving["total_s"][front], seen.cost_n[front]
+    return bool(((times <= time) & (costs <= cost) & ((times < time) | (costs < cost))).any())
 
 
 def _beaten_by(seen: Outlook, row: int, front: np.ndarray) -> str:
@@ -228,7 +255,7 @@ def _beaten_by(seen: Outlook, row: int, front: np.ndarray) -> str:
     if not len(faster):
         return ""
     best = int(faster[cost_n[faster].argmin()])
-    return name_shape(seen.found, best) if cost_n[best] <= cost_n[row] else ""
+    return seen.found.name(best) if cost_n[best] <= cost_n[row] else ""
 
 
 def _unsupported(found: Candidates, row: int, space: Space, law: Law) -> tuple[str, ...]:

@@ -57,7 +57,7 @@ def calibration_table(calibration: Calibration) -> Group:
     times = make_table("measurement", "engine", "phase", "measured", "predicted", "error", text=3)
     for r in calibration.residuals:
         seconds = (format_seconds(r.measured_s), format_seconds(r.predicted_s))
-        times.add_row(r.name, r.engine, r.phase, *seconds, f"{r.error:+.1%}")
+        times.add_row(r.name, r.engine, r.phase, *seconds, f"{round(r.error, 3) + 0.0:+.1%}")
     notes = [f"! {text}" for text in calibration.warnings]
     return Group(titled(f"Calibrated: {device.name}", table), titled("Measured times", times, *notes))
 
@@ -95,7 +95,7 @@ def _latency_notes(
         if latency.memory_bytes > device.memory_bytes
     ]
     used = [name for name in USED if name != "launch_s" or "eager" in engines]
-    return notes + [
+    return list(dict.fromkeys(notes)) + [
         f"{device.name}: {', '.join(assumed)} assumed, not measured; `lathe calibrate` fits them"
         for device in {d.name: d for d in devices}.values()
         if (assumed := [name for name in used if device.origins[name].kind == "assumed"])
