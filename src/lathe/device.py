@@ -73,8 +73,8 @@ class Device:
     `flops_per_s` maps dtypes to dense peaks (no sparsity); `bytes_per_s` is main memory's peak. `compute_fraction` and
     `bandwidth_fraction` are the parts of these two peaks that kernels reach. `cache_bytes` is the size of the
     last-level cache, 0 where there is none, and `cache_bytes_per_s` the rate that kernels reach from it: no fraction is
-    taken of that. `launch_s` is what the host needs to start one operation and `step_s` what a step costs besides
-    (sampling, Python), both in eager mode. `price_per_hour` is in US dollars. `origins` says of every number where it
+    taken of that. `launch_s` is what the host needs to start one operation in eager mode, and `step_s` what a step
+    costs besides (sampling, Python) in any. `price_per_hour` is in US dollars. `origins` says of every number where it
     comes from, of a dtype's peak as "flops_per_s.bf16".
 
     Raises DeviceError for a number that is missing, not positive, or without an origin.

@@ -41,7 +41,7 @@ def plant(count: int, *, seed: int, noise: float) -> dict[str, np.ndarray]:
     params = 12.0 * n * d**2 + 1e5 * d
     tokens = params * rng.choice([20.0, 40.0, 160.0], count)
     loss = (2 + 40 * d**-0.6 + n**-0.5 + 1.2e6 * tokens**-0.63) * np.exp(noise * rng.standard_normal(count))
-    return {"d_model": d, "n_layers": n, "params": params, "tokens": tokens, "loss": loss}
+    return {"d_model": d, "n_layers": n, "params": params, "tokens": tokens, "loss": loss, "seed": np.arange(count)}
 
 
 @pytest.mark.parametrize("form", ["chinchilla", "width-depth", "aspect-free-tokens"])
@@ -128,7 +128,7 @@ def test_a_shape_is_a_target(six: pd.DataFrame) -> None:
 
 
 def test_replicates_set_the_noise() -> None:
-    runs = {k: np.repeat(v, 3) for k, v in plant(6, seed=1, noise=0).items()}
+    runs = {k: np.repeat(v, 3) for k, v in plant(6, seed=1, noise=0).items()} | {"seed": np.arange(18)}
     runs["loss"] = runs["loss"] * np.exp(0.02 * np.random.default_rng(0).standard_normal(18))
     assert 0.01 < forecast(runs, TARGET, form="width-depth").noise < 0.03
     assert forecast(runs, TARGET, form="width-depth", noise=0.2).noise > 0.05

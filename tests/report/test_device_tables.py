@@ -38,7 +38,7 @@ def test_one_device_says_where_every_number_is_from():
     assert row(text, "bytes_per_s")[2] == "1,555 GB/s"
     assert row(text, "cache_bytes_per_s")[2] == "4,800 GB/s"
     assert row(text, "memory_bytes")[2] == "40 GiB"
-    assert row(text, "launch_s")[2] == "8 µs"
+    assert row(text, "launch_s")[2] == "17.9 µs"
     assert row(text, "compute_fraction")[2] == "70 %"
     assert "interval" not in text
     assert "201 FLOP per byte" in text

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import tyro
 
 from lathe.cli.laws import compare, fit, optimal, predict
+from lathe.cli.plans import calibrate, devices, latency, next_runs, plan
 from lathe.cli.shapes import shape, shapes
 from lathe.errors import LatheError
 
@@ -16,6 +17,11 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "predict": predict,
     "compare": compare,
     "optimal": optimal,
+    "plan": plan,
+    "next": next_runs,
+    "latency": latency,
+    "calibrate": calibrate,
+    "devices": devices,
     "shapes": shapes,
     "shape": shape,
 }

@@ -12,6 +12,7 @@ import numpy as np
 from scipy.special import ndtri
 
 from lathe.design.posterior import Posterior
+from lathe.errors import LawError
 from lathe.laws.system import Array, column
 from lathe.runs import Table, derive, list_columns
 
@@ -37,6 +38,10 @@ class Expected:
     fit: Array
     forms: Array
     noise: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.level < 1:
+            raise LawError(f"level={self.level} is no probability; give a number between 0 and 1, such as 0.9")
 
     @property
     def half_width(self) -> Array:

@@ -97,8 +97,8 @@ def next_runs(
     settling it. After training some of them, ask again with the new runs in the table.
 
     It is worth what the laws are worth: from six runs on Morph it halves the error that random runs of equal FLOPs
-    leave, but where small runs do not follow the law that large ones do (points read off a figure, a corpus whose small
-    models are off) a few random, dearer runs do better. `benchmarks/next.py` shows both.
+    leave, but where cheap runs do not follow the law that dear ones do, as among points read off a figure, a few
+    random, dearer runs do better, and the intervals are too narrow. `benchmarks/next.py` shows both.
 
     Args:
         runs: the runs there are, any mapping of column name to values.

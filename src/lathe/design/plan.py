@@ -140,10 +140,11 @@ def plan(
     order = order[np.argsort(seen.cost_n[order], kind="stable")]
     untimed_n = fitting([limit for limit in limits if not limit.timed], seen.serving, seen.cost_n)
     front = find_front(seen.cost_n, seen.serving["total_s"], untimed_n)
-    short = order[:SHORTLIST]
+    own = order[~np.isin(order, _doubled(seen))]
+    short = own[:SHORTLIST]
     chances = share_chances(law, seen, short, budget) if law.has_draws and len(short) else np.zeros(len(short))
     writer = _Writer(
-        law=law, seen=seen, space=space, budget=budget, level=level, order=order, front=front,
+        law=law, seen=seen, space=space, budget=budget, level=level, fits_n=fits_n, order=own, front=front,
         chance_of=dict(zip(short.tolist(), chances.tolist(), strict=True)),
     )  # fmt: skip
     return Plan(
@@ -154,7 +155,7 @@ def plan(
         budget=budget,
         considered=len(seen.found),
         fitting=len(order),
-        choices=writer.choices(order[:top]),
+        choices=writer.choices(own[:top]),
         references=writer.choices(order[np.isin(order, list(seen.found.references))]),
         front=writer.choices(front),
         alternatives=writer.choices(_alternatives(seen, untimed_n, device.memory_bytes)),
@@ -164,6 +165,14 @@ def plan(
         notes=explain(law, device, workload, budget, engine, seen, order, limits, space),
         level=level,
     )
+
+
+def _doubled(seen: Outlook) -> list[int]:
+    """List the published shapes that differ from a candidate in their heads alone: they stand among the references."""
+    time_n, cost_n = seen.serving["total_s"], seen.cost_n
+    own = np.ones(len(cost_n), dtype=bool)
+    own[list(seen.found.references)] = False
+    return [r for r in seen.found.references if (own & (time_n == time_n[r]) & (cost_n == cost_n[r])).any()]
 
 
 def _alternatives(seen: Outlook, allowed_n: np.ndarray, most_bytes: float) -> np.ndarray:
@@ -200,6 +209,7 @@ class _Writer:
     space: Space
     budget: Budget
     level: float
+    fits_n: np.ndarray
     order: np.ndarray
     front: np.ndarray
     chance_of: dict[int, float]
@@ -210,8 +220,8 @@ class _Writer:
             return ()
         table = self.seen.found.take(rows).law_columns(self.seen.tokens_n[rows])
         band = self.law.interval(table, level=self.level, assume=HELD) if self.law.has_draws else None
-        ranks = np.zeros(len(self.seen.found), dtype=np.intp)
-        ranks[self.order] = np.arange(1, len(self.order) + 1)
+        costs = self.seen.cost_n[self.order]
+        ranks = np.where(self.fits_n[rows], 1 + np.searchsorted(costs, self.seen.cost_n[rows]), 0)
         edges = [(None, None)] * len(rows) if band is None else zip(band.low.tolist(), band.high.tolist(), strict=True)
         return tuple(
             self._choice(row, rank=int(ranks[row]), low=low, high=high)

@@ -3,7 +3,7 @@
 Axes: f a fold, n a run, p a parameter.
 
 The rules were compared on every table at hand (benchmarks/choose.py, docs/laws.md): averaging the forms within 1.5× of
-the lowest leave-one-size-out error beats picking the lowest, narrower and wider cuts, and smooth weights.
+the lowest leave-one-size-out error beats picking the lowest and other cuts; smooth weights come close.
 """
 
 from __future__ import annotations
