@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -246,7 +247,7 @@ def _workload(path: Path | None, batch: int, prompt_tokens: int, new_tokens: int
     return Workload(batch=batch, prompt_tokens=prompt_tokens, new_tokens=new_tokens, dtype=dtype)
 
 
-def _budget(path: Path | None, given: dict[str, float | None]) -> Budget:
+def _budget(path: Path | None, given: Mapping[str, Any]) -> Budget:
     """Read a budget, its numbers replaced by those of the flags that were given."""
     from lathe import codec
     from lathe.budget import Budget

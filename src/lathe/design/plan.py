@@ -224,8 +224,8 @@ class _Writer:
         ranks = np.where(self.fits_n[rows], 1 + np.searchsorted(costs, self.seen.cost_n[rows]), 0)
         edges = [(None, None)] * len(rows) if band is None else zip(band.low.tolist(), band.high.tolist(), strict=True)
         return tuple(
-            self._choice(row, rank=int(ranks[row]), low=low, high=high)
-            for row, (low, high) in zip(rows.tolist(), edges, strict=True)
+            self._choice(row, rank=rank, low=low, high=high)
+            for row, rank, (low, high) in zip(rows.tolist(), ranks.tolist(), edges, strict=True)
         )
 
     def _choice(self, row: int, *, rank: int, low: float | None, high: float | None) -> Choice:
