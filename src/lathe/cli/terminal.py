@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
+WIDTH = 200
 Words = tuple[str, ...]
 Runs = Annotated[str, arg(help="a published table's name (morph-2025), a .jsonl, .csv or .parquet file, or a folder")]
 Where = Annotated[str | None, arg(help="rows to keep, such as \"tokens_per_param >= 20 and size != '1B'\"")]
@@ -18,12 +19,11 @@ Columns = Annotated[Words, arg(help="theirs=ours, for tables with column names o
 
 
 def open_console() -> Console:
-    """Open standard output for tables: as wide as the terminal, or wide enough never to fold in a file or a pipe."""
+    """Open standard output for tables: never so narrow that a number is cut (a narrower terminal folds the line)."""
     from rich.console import Console
 
     console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 160
+    console.width = max(console.width, WIDTH)
     return console
 
 

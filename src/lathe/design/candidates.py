@@ -85,11 +85,14 @@ class Candidates:
         """Name the pattern; rows with a count of one share nothing."""
         return "immediate" if (self.columns["sharing_count"] > 1).any() else "none"
 
-    def take(self, rows: Any) -> Candidates:
-        """Keep some rows, in the order asked for; references follow."""
-        index = np.arange(len(self))[rows]
-        where = {int(old): new for new, old in enumerate(index)} if self.references else {}
-        kept = {where[row]: name for row, name in self.references.items() if row in where}
+    def take(self, rows: slice | np.ndarray) -> Candidates:
+        """Keep some rows, a slice or row numbers in the order asked for; references follow."""
+        if isinstance(rows, slice):
+            index = range(len(self))[rows]
+            kept = {index.index(row): name for row, name in self.references.items() if row in index}
+        else:
+            places = np.flatnonzero(np.isin(rows, list(self.references))).tolist()
+            kept = {place: self.references[int(rows[place])] for place in places}
         columns = {name: values[rows] for name, values in self.columns.items()}
         return Candidates(base=self.base, columns=columns, references=kept, freed=self.freed)
 

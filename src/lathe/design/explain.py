@@ -48,7 +48,7 @@ def explain(
 
 def _bound(device: Device, engine: str, seen: Outlook, best: int) -> str:
     """Say what limits decoding of the best choice."""
-    name, bound = seen.found.name(best), str(seen.decode_bound_n[best])
+    name, (_, bound) = seen.found.name(best), seen.name_bounds(np.array([best]))[0]
     if bound == "launch":
         row = seen.found.take(np.array([best]))
         layer_s = float(np.asarray(count_launches(row))[0]) * device.launch_s / float(row.n_layers[0])
@@ -67,15 +67,16 @@ def _other_engine(
 ) -> str:
     """Find what the other engine would choose within the same limits: the first that fits, from the lowest loss up."""
     other = "eager" if engine == "graph" else "graph"
-    order = np.argsort(seen.cost_n, kind="stable")
-    order = order[np.isfinite(seen.cost_n[order])]
+    allowed = np.flatnonzero(fitting([limit for limit in limits if not limit.timed], seen.serving, seen.cost_n))
+    order = allowed[np.argsort(seen.cost_n[allowed], kind="stable")]
     row = None
     for start in range(0, len(order), CHUNK):
         rows = order[start : start + CHUNK]
         served = serve(seen.found.take(rows), device, workload, other)
         fits = np.flatnonzero(fitting(limits, served, seen.cost_n[rows]))
         if len(fits):
-            row = int(rows[fits[0]])
+            ties = fits[seen.cost_n[rows[fits]] == seen.cost_n[rows[fits[0]]]]
+            row = int(rows[ties[served["total_s"][ties].argmin()]])
             break
     mine = seen.found.name(best)
     if row is None:

@@ -40,13 +40,20 @@ class Outlook:
     """What a plan minimises: the loss, or a whole life's FLOPs at the target loss. Infinite: out of the question."""
     serving: Mapping[str, Array]
     """A column for each name of `SERVING`."""
-    prefill_bound_n: np.ndarray
-    decode_bound_n: np.ndarray
+    device: Device
+    workload: Workload
+    engine: str
 
     @property
     def params_n(self) -> Array:
         """Give each candidate's params."""
         return self.serving["params"]
+
+    def name_bounds(self, rows: np.ndarray) -> list[tuple[str, str]]:
+        """Name what bounds prefill and decoding of some candidates; of a million nobody reads it."""
+        some = self.found.take(rows)
+        latency = predict_latency(some, device=self.device, workload=self.workload, engine=self.engine)
+        return list(zip(latency.prefill_bound.tolist(), latency.decode_bound.tolist(), strict=True))
 
 
 def look(found: Candidates, law: Law, device: Device, workload: Workload, budget: Budget, engine: str) -> Outlook:
@@ -63,22 +70,21 @@ def look(found: Candidates, law: Law, device: Device, workload: Workload, budget
         loss_n=joined["loss"],
         cost_n=joined["cost"],
         serving={name: joined[name] for name in SERVING},
-        prefill_bound_n=joined["prefill_bound"],
-        decode_bound_n=joined["decode_bound"],
+        device=device,
+        workload=workload,
+        engine=engine,
     )
 
 
 def serve(found: Candidates, device: Device, workload: Workload, engine: str) -> dict[str, np.ndarray]:
-    """Predict what serving each candidate takes, and what bounds it."""
-    latency = predict_latency(found, device=device, workload=workload, engine=engine)
+    """Predict what serving each candidate takes: a column for each name of `SERVING`."""
+    latency = predict_latency(found, device=device, workload=workload, engine=engine, bounds=False)
     return {
         "first_token_s": latency.first_token_s,
         "per_token_s": latency.decode_s / max(workload.new_tokens - 1, 1),
         "total_s": latency.total_s,
         "memory_bytes": np.asarray(latency.memory_bytes, dtype=np.float64),
         "params": np.asarray(count_params(found), dtype=np.float64),
-        "prefill_bound": latency.prefill_bound,
-        "decode_bound": latency.decode_bound,
     }
 
 
@@ -150,9 +156,18 @@ def _slope(law: Law, table: Mapping[str, Any]) -> Array:
 
 def find_front(cost_n: Array, time_n: Array, allowed_n: np.ndarray) -> np.ndarray:
     """List the rows that no allowed row beats in both cost and time, fastest first."""
+    order = sort_by_time(cost_n, time_n, allowed_n)
+    return order[mark_falling(cost_n[order])]
+
+
+def sort_by_time(cost_n: Array, time_n: Array, allowed_n: np.ndarray) -> np.ndarray:
+    """List the allowed rows, fastest first and of equals the cheapest."""
     rows = np.flatnonzero(allowed_n & np.isfinite(cost_n) & np.isfinite(time_n))
-    order = rows[np.lexsort((cost_n[rows], time_n[rows]))]
-    lowest = np.minimum.accumulate(cost_n[order]) if len(order) else cost_n[order]
-    keep = np.ones(len(order), dtype=bool)
-    keep[1:] = cost_n[order][1:] < lowest[:-1]
-    return order[keep]
+    return rows[np.lexsort((cost_n[rows], time_n[rows]))]
+
+
+def mark_falling(cost_n: Array) -> np.ndarray:
+    """Mark what costs less than everything before it."""
+    keep_n = np.ones(len(cost_n), dtype=bool)
+    keep_n[1:] = cost_n[1:] < np.minimum.accumulate(cost_n)[:-1]
+    return keep_n

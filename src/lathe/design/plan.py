@@ -29,6 +29,8 @@ from lathe.workload import Workload
 SHORTLIST = 2000
 """Candidates of lowest loss among which the chance of being best is shared out."""
 MEMORY_RUNGS = 24
+TIES = ("memory_bytes", "total_s")
+"""What sets shapes of one predicted loss in order, the last first."""
 SHAPE_COLUMNS = frozenset({"d_model", "n_layers", "aspect"})
 
 
@@ -137,7 +139,7 @@ def plan(
     seen = look(candidates(space), law, device, workload, budget, engine)
     fits_n = fitting(limits, seen.serving, seen.cost_n)
     order = np.flatnonzero(fits_n)
-    order = order[np.argsort(seen.cost_n[order], kind="stable")]
+    order = order[np.lexsort([seen.serving[name][order] for name in TIES] + [seen.cost_n[order]])]
     untimed_n = fitting([limit for limit in limits if not limit.timed], seen.serving, seen.cost_n)
     front = find_front(seen.cost_n, seen.serving["total_s"], untimed_n)
     own = order[~np.isin(order, _doubled(seen))]
