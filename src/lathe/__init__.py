@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from lathe.budget import Budget
+    from lathe.design.candidates import candidates, find_space
+    from lathe.design.next import next_runs
+    from lathe.design.plan import plan
+    from lathe.device import Device
     from lathe.errors import LatheError
+    from lathe.latency.calibrate import calibrate
+    from lathe.latency.cost import training_cost
+    from lathe.latency.roofline import predict_latency
     from lathe.laws.compare import compare, leave_sizes_out
     from lathe.laws.downstream import capacity_density, chain
     from lathe.laws.fit import fit
@@ -22,49 +30,77 @@ if TYPE_CHECKING:
     from lathe.laws.law import Law
     from lathe.laws.optimum import lifetime_optimal, optimal
     from lathe.laws.sigmoid import fit_sigmoid
+    from lathe.presets.devices import device_names, load_device
     from lathe.presets.shapes import load_shape, shape_names
+    from lathe.recipe import Recipe
     from lathe.runs import Run
     from lathe.shape import Shape
+    from lathe.workload import Latency, Workload
 
 _HOMES = {
+    "lathe.budget": ("Budget",),
+    "lathe.design.candidates": ("candidates", "find_space"),
+    "lathe.design.next": ("next_runs",),
+    "lathe.design.plan": ("plan",),
+    "lathe.device": ("Device",),
     "lathe.errors": ("LatheError",),
+    "lathe.latency.calibrate": ("calibrate",),
+    "lathe.latency.cost": ("training_cost",),
+    "lathe.latency.roofline": ("predict_latency",),
     "lathe.laws.compare": ("compare", "leave_sizes_out"),
     "lathe.laws.downstream": ("capacity_density", "chain"),
-    "lathe.laws.sigmoid": ("fit_sigmoid",),
     "lathe.laws.fit": ("fit",),
     "lathe.laws.forms": ("FORMS", "Form", "Power", "Term"),
     "lathe.laws.hyper": ("step_law",),
     "lathe.laws.importers": ("read_runs",),
     "lathe.laws.law": ("Law",),
     "lathe.laws.optimum": ("lifetime_optimal", "optimal"),
+    "lathe.laws.sigmoid": ("fit_sigmoid",),
+    "lathe.presets.devices": ("device_names", "load_device"),
     "lathe.presets.shapes": ("load_shape", "shape_names"),
+    "lathe.recipe": ("Recipe",),
     "lathe.runs": ("Run",),
     "lathe.shape": ("Shape",),
+    "lathe.workload": ("Latency", "Workload"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "FORMS",
+    "Budget",
+    "Device",
     "Form",
+    "Latency",
     "LatheError",
     "Law",
     "Power",
+    "Recipe",
     "Run",
     "Shape",
     "Term",
+    "Workload",
     "__version__",
+    "calibrate",
+    "candidates",
     "capacity_density",
     "chain",
     "compare",
+    "device_names",
+    "find_space",
     "fit",
     "fit_sigmoid",
     "leave_sizes_out",
     "lifetime_optimal",
+    "load_device",
     "load_shape",
+    "next_runs",
     "optimal",
+    "plan",
+    "predict_latency",
     "read_runs",
     "shape_names",
     "step_law",
+    "training_cost",
 ]
 
 

@@ -15,7 +15,7 @@ from lathe.budget import Budget
 from lathe.design.candidates import Candidates, Space, candidates, find_space
 from lathe.design.explain import explain
 from lathe.design.limits import Limit, Nearest, find_nearest, fitting, list_limits, relax
-from lathe.design.outlook import Outlook, find_front, look, share_chances
+from lathe.design.outlook import Outlook, find_front, look, mark_falling, share_chances, sort_by_time
 from lathe.device import Device
 from lathe.errors import BudgetError
 from lathe.laws.axes import HELD
@@ -142,11 +142,13 @@ def plan(
     order = order[np.lexsort([seen.serving[name][order] for name in TIES] + [seen.cost_n[order]])]
     untimed_n = fitting([limit for limit in limits if not limit.timed], seen.serving, seen.cost_n)
     front = find_front(seen.cost_n, seen.serving["total_s"], untimed_n)
-    own = order[~np.isin(order, _doubled(seen))]
+    twins = _find_twins(seen, order)
+    own = order[~np.isin(order, list(twins))]
     short = own[:SHORTLIST]
     chances = share_chances(law, seen, short, budget) if law.has_draws and len(short) else np.zeros(len(short))
     writer = _Writer(
-        law=law, seen=seen, space=space, budget=budget, level=level, fits_n=fits_n, order=own, front=front,
+        law=law, seen=seen, space=space, budget=budget, level=level, front=front, twins=twins,
+        rank_of={row: rank for rank, row in enumerate(own.tolist(), start=1)},
         chance_of=dict(zip(short.tolist(), chances.tolist(), strict=True)),
     )  # fmt: skip
     return Plan(
@@ -169,12 +171,20 @@ def plan(
     )
 
 
-def _doubled(seen: Outlook) -> list[int]:
-    """List the published shapes that differ from a candidate in their heads alone: they stand among the references."""
-    time_n, cost_n = seen.serving["total_s"], seen.cost_n
-    own = np.ones(len(cost_n), dtype=bool)
-    own[list(seen.found.references)] = False
-    return [r for r in seen.found.references if (own & (time_n == time_n[r]) & (cost_n == cost_n[r])).any()]
+def _find_twins(seen: Outlook, order: np.ndarray) -> dict[int, int]:
+    """Map each published shape that differs from a candidate in its heads alone to that candidate.
+
+    Such a shape stands among the references, with the rank and the chance of its twin. `order` is by cost, then time.
+    """
+    published_n = np.isin(order, list(seen.found.references))
+    own, time_n, cost_n = order[~published_n], seen.serving["total_s"], seen.cost_n
+    found = {}
+    for row in order[published_n].tolist():
+        first, last = (int(np.searchsorted(cost_n[own], cost_n[row], side)) for side in ("left", "right"))
+        same = np.flatnonzero(time_n[own[first:last]] == time_n[row])
+        if len(same):
+            found[row] = int(own[first + same[0]])
+    return found
 
 
 def _alternatives(seen: Outlook, allowed_n: np.ndarray, most_bytes: float) -> np.ndarray:
@@ -184,8 +194,9 @@ def _alternatives(seen: Outlook, allowed_n: np.ndarray, most_bytes: float) -> np
         return np.zeros(0, dtype=np.intp)
     least = float(memory_n[allowed_n].min())
     rungs = np.geomspace(least, min(most_bytes, float(memory_n[allowed_n].max())), MEMORY_RUNGS)
-    fronts = [find_front(seen.cost_n, seen.serving["total_s"], allowed_n & (memory_n <= rung)) for rung in rungs]
-    rows = np.unique(np.concatenate(fronts))
+    order = sort_by_time(seen.cost_n, seen.serving["total_s"], allowed_n)
+    within = [order[memory_n[order] <= rung] for rung in rungs]
+    rows = np.unique(np.concatenate([some[mark_falling(seen.cost_n[some])] for some in within]))
     return rows[np.argsort(seen.cost_n[rows], kind="stable")]
 
 
@@ -211,9 +222,9 @@ class _Writer:
     space: Space
     budget: Budget
     level: float
-    fits_n: np.ndarray
-    order: np.ndarray
     front: np.ndarray
+    twins: dict[int, int]
+    rank_of: dict[int, int]
     chance_of: dict[int, float]
 
     def choices(self, rows: np.ndarray) -> tuple[Choice, ...]:
@@ -222,28 +233,28 @@ class _Writer:
             return ()
         table = self.seen.found.take(rows).law_columns(self.seen.tokens_n[rows])
         band = self.law.interval(table, level=self.level, assume=HELD) if self.law.has_draws else None
-        costs = self.seen.cost_n[self.order]
-        ranks = np.where(self.fits_n[rows], 1 + np.searchsorted(costs, self.seen.cost_n[rows]), 0)
+        bounds = self.seen.name_bounds(rows)
         edges = [(None, None)] * len(rows) if band is None else zip(band.low.tolist(), band.high.tolist(), strict=True)
         return tuple(
-            self._choice(row, rank=rank, low=low, high=high)
-            for row, rank, (low, high) in zip(rows.tolist(), ranks.tolist(), edges, strict=True)
+            self._choice(row, bounds=bound, low=low, high=high)
+            for row, bound, (low, high) in zip(rows.tolist(), bounds, edges, strict=True)
         )
 
-    def _choice(self, row: int, *, rank: int, low: float | None, high: float | None) -> Choice:
+    def _choice(self, row: int, *, bounds: tuple[str, str], low: float | None, high: float | None) -> Choice:
         seen, on_front = self.seen, not _dominated(self.seen, row, self.front)
+        same = self.twins.get(row, row)
         shape, tokens = seen.found.shape(row), float(seen.tokens_n[row])
         return Choice(
-            rank=rank,
+            rank=self.rank_of.get(same, 0),
             name=seen.found.name(row),
             shape=shape,
             tokens=tokens,
             loss=float(seen.loss_n[row]),
             loss_low=low,
             loss_high=high,
-            chance=self.chance_of.get(row, 0.0),
-            prefill_bound=str(seen.prefill_bound_n[row]),
-            decode_bound=str(seen.decode_bound_n[row]),
+            chance=self.chance_of.get(same, 0.0),
+            prefill_bound=bounds[0],
+            decode_bound=bounds[1],
             train_flops=float(count_train_flops(shape, tokens, shape.max_seq_len)),
             lifetime_flops=None if self.budget.target_loss is None else float(seen.cost_n[row]),
             on_front=on_front,
