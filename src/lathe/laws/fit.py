@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,69 @@ def fit(
         LawError: no such form or objective, a column that does not vary, or fewer runs than coefficients.
     """
     automatic = form if form in ("auto", "best") else None
+    forms, target, objective = _choose_forms(form, target, objective)
+    if draws < 0 or draws == 1:
+        raise LawError(f"draws={draws}; give 0 for none, or 2 or more (1000 serves most uses)")
+    check_rule(folds)
+    columns = validate(runs, target=target, columns=() if automatic else forms[0].columns)
+    data = _Data(columns=columns, y_n=column(columns, target), loss=Loss.of(objective))
+    _check_target(forms, data, target)
+    # Without draws there is no interval, and a named form needs no choice: cross-validation would go unused.
+    split = _split(columns, folds, forms) if automatic or draws else None
+    attempts: dict[str, _Attempt] = {}
+    for i, one in enumerate(forms):
+        progress(one.name, 0.7 * i / len(forms))
+        attempts[one.name] = _try(one, data, split) if automatic else _attempt(one, data, split, strict=True)
+    scores = weigh([a.score for a in attempts.values()])
+    if all(s.excluded for s in scores):
+        raise LawError("no form fits these runs: " + "; ".join(f"{s.form}: {s.excluded}" for s in scores))
+    if automatic != "auto":
+        scores = [replace(s, weight=float(i == 0), interval_weight=float(i == 0)) for i, s in enumerate(scores)]
+    members = []
+    kept = [s for s in scores if s.weight > 0 or s.interval_weight > 0]
+    for i, score in enumerate(kept):
+        progress(f"{score.form}, bootstrap", 0.7 + 0.3 * i / len(kept))
+        members.append(_member(attempts[score.form], score, data, draws=draws, seed=seed))
+    kinds = columns.get("loss_kind")
+    return Law(
+        members=tuple(members),
+        ranking=tuple(scores),
+        folds="" if split is None else f"{split.rule}: {', '.join(split.labels)}",
+        target=target,
+        objective=objective,
+        loss_kind=None if kinds is None else str(kinds[0]),
+        runs=len(data.y_n),
+        axes=measure_axes(columns),
+        cv=min(s.cv or 0.0 for s in scores if s.interval_weight > 0),
+        warnings=judge(tuple(members), columns, data.y_n) + (_fold_warnings(scores) if draws else ()),
+        seed=seed,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Data:
+    """The runs to fit: checked columns, the target, and how residuals are charged."""
+
+    columns: Mapping[str, Any]
+    y_n: Array
+    loss: Loss
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Attempt:
+    """One form fitted and scored; of an excluded form the score alone."""
+
+    score: Score
+    system: System | None = None
+    theta_p: Array | None = None
+    cost: float = 0.0
+
+
+def _choose_forms(
+    form: str | Form, target: str | None, objective: Objective | None
+) -> tuple[list[Form], str, Objective]:
+    """List the forms to try, with the target and objective they share."""
+    automatic = form in ("auto", "best")
     forms = [f for f in FORMS.values() if f.auto] if automatic else [find_form(form)]
     target = target or forms[0].target
     forms = [f for f in forms if f.target == target] if automatic else forms
@@ -62,105 +125,62 @@ def fit(
     objective = objective or forms[0].objective
     if objective not in OBJECTIVES:
         raise LawError(f"objective={objective!r} is not known{nearest(objective, OBJECTIVES)}")
-    if draws < 0 or draws == 1:
-        raise LawError(f"draws={draws}; give 0 for none, or 2 or more (1000 serves most uses)")
-    check_rule(folds)
-    columns = validate(runs, target=target, columns=() if automatic else forms[0].columns)
-    y_n = column(columns, target)
-    loss = Loss.of(objective)
-    _check_objective(forms, loss, y_n, target)
-    # Without draws there is no interval, and a named form needs no choice: cross-validation would go unused.
-    split = _split(columns, folds, forms) if automatic or draws else None
-    fitted = []
-    for i, one in enumerate(forms):
-        progress(one.name, 0.7 * i / len(forms))
-        fitted.append(_Attempt(one, columns, y_n, loss, split, strict=automatic is None))
-    scores = weigh([a.score for a in fitted])
-    if all(s.excluded for s in scores):
-        raise LawError("no form fits these runs: " + "; ".join(f"{s.form}: {s.excluded}" for s in scores))
-    scores = _settle(scores, automatic)
-    attempts = {a.form.name: a for a in fitted}
-    trunks = number_trunks(columns)
-    members = []
-    kept = [s for s in scores if s.weight > 0 or s.interval_weight > 0]
-    for i, score in enumerate(kept):
-        progress(f"{score.form}, bootstrap", 0.7 + 0.3 * i / len(kept))
-        members.append(_member(attempts[score.form], score, y_n, loss, draws=draws, seed=seed, trunks=trunks))
-    axes = measure_axes(columns)
-    kinds = columns.get("loss_kind")
-    drawn = [s.cv or 0.0 for s in scores if s.interval_weight > 0]
-    return Law(
-        members=tuple(members),
-        ranking=tuple(scores),
-        folds="" if split is None else f"{split.rule}: {', '.join(split.labels)}",
-        target=target,
-        objective=objective,
-        loss_kind=None if kinds is None or not len(kinds) else str(kinds[0]),
-        runs=len(y_n),
-        axes=axes,
-        cv=min(drawn),
-        warnings=judge(tuple(members), columns, y_n) + (_fold_warnings(scores) if draws else ()),
-        seed=seed,
-    )
+    return forms, target, objective
 
 
-class _Attempt:
-    """One form against the table: fitted and scored, or excluded with the reason."""
-
-    __slots__ = ("cost", "form", "score", "system", "theta_p")
-
-    def __init__(
-        self, form: Form, columns: Mapping[str, Any], y_n: Array, loss: Loss, split: Folds | None, *, strict: bool
-    ) -> None:
-        self.form = form
-        try:
-            self.system = _compile(form, columns, y_n)
-            theta_bp, cost_b = solve(self.system, y_n, np.ones((1, len(y_n))), loss)
-            self.theta_p, self.cost = theta_bp[0], float(cost_b[0])
-            self.score = self._score(columns, y_n, loss, split, strict=strict)
-        except LawError as error:
-            if strict:
-                raise
-            self.score = Score(form=form.name, excluded=str(error))
-
-    def _score(self, columns: Mapping[str, Any], y_n: Array, loss: Loss, split: Folds | None, *, strict: bool) -> Score:
-        try:
-            if split is None:
-                raise LawError("the runs cannot be split into sizes")
-            out, forward, cv = cross_validate(self.form, self.system, columns, y_n, loss, split)
-        except LawError:
-            if not strict:
-                raise
-            # A named form may be fitted to runs too few to leave any out; its own residuals then stand for cv.
-            free = max(len(y_n) - self.system.size, 1)
-            r_n = residuals(self.form, self.theta_p[None], columns, y_n)
-            out, forward, cv = None, None, float(np.sqrt(np.sum(r_n**2) / free))
-        return Score(form=self.form.name, leave_one_out=out, forward=forward, cv=cv)
+def _try(form: Form, data: _Data, split: Folds | None) -> _Attempt:
+    """Fit and score a form, or say why the runs cannot carry it."""
+    try:
+        return _attempt(form, data, split, strict=False)
+    except LawError as error:
+        return _Attempt(score=Score(form=form.name, excluded=str(error)))
 
 
-def _check_objective(forms: list[Form], loss: Loss, y_n: Array, target: str) -> None:
+def _attempt(form: Form, data: _Data, split: Folds | None, *, strict: bool) -> _Attempt:
+    """Fit and score a form; a `strict` one, asked for by name, also where the runs are too few to leave any out."""
+    system = _compile(form, data)
+    theta_bp, cost_b = solve(system, data.y_n, np.ones((1, len(data.y_n))), data.loss)
+    try:
+        if split is None:
+            raise LawError("the runs cannot be split into sizes")
+        out, forward, cv = cross_validate(form, system, data.columns, data.y_n, data.loss, split)
+    except LawError:
+        if not strict:
+            raise
+        # Its own residuals stand for cv.
+        free = max(len(data.y_n) - system.size, 1)
+        r_n = residuals(form, theta_bp, data.columns, data.y_n)
+        out, forward, cv = None, None, float(np.sqrt(np.sum(r_n**2) / free))
+    score = Score(form=form.name, leave_one_out=out, forward=forward, cv=cv)
+    return _Attempt(score=score, system=system, theta_p=theta_bp[0], cost=float(cost_b[0]))
+
+
+def _check_target(forms: list[Form], data: _Data, target: str) -> None:
     signed = [f.name for f in forms if not f.positive]
-    if signed and loss.log:
+    if signed and data.loss.log:
         raise LawError(f"form {signed[0]!r} may be negative, so it has no log; use objective='squares'")
-    if len(signed) < len(forms) and (y_n <= 0).any():
-        row = int(np.argmax(y_n <= 0))
-        raise LawError(f"row {row + 1}: {target} = {y_n[row]:g}, but a sum of positive powers is never zero or less")
+    if len(signed) < len(forms) and (data.y_n <= 0).any():
+        row = int(np.argmax(data.y_n <= 0))
+        raise LawError(
+            f"row {row + 1}: {target} = {data.y_n[row]:g}, but a sum of positive powers is never zero or less"
+        )
 
 
-def _compile(form: Form, columns: Mapping[str, Any], y_n: Array) -> System:
+def _compile(form: Form, data: _Data) -> System:
+    count = len(data.y_n)
     for name in form.columns:
-        values = column(columns, name)
-        if len(y_n) > 1 and np.ptp(values) <= 1e-9 * np.abs(values).max():
+        values = column(data.columns, name)
+        if count > 1 and np.ptp(values) <= 1e-9 * np.abs(values).max():
             raise LawError(
                 f"column {name!r} is {values[0]:g} in every run, so form {form.name!r} cannot see what it does;"
                 f" add runs that vary {name}, or use a form without it"
             )
-    if len(y_n) < len(form.names):
+    if count < len(form.names):
         raise LawError(
-            f"{len(y_n)} run{'s' if len(y_n) != 1 else ''} cannot fix the {len(form.names)} parameters of form"
+            f"{count} run{'s' if count != 1 else ''} cannot fix the {len(form.names)} parameters of form"
             f" {form.name!r} ({', '.join(form.names)}); add runs, or use a form with fewer"
         )
-    return compile_form(form, columns)
+    return compile_form(form, data.columns)
 
 
 def _split(columns: Mapping[str, Any], folds: str, forms: list[Form]) -> Folds | None:
@@ -171,24 +191,18 @@ def _split(columns: Mapping[str, Any], folds: str, forms: list[Form]) -> Folds |
     return split if len(split.labels) > 1 else None
 
 
-def _settle(scores: list[Score], automatic: str | Form | None) -> list[Score]:
-    """Keep the weights for "auto"; give all of them to the first otherwise."""
-    if automatic == "auto":
-        return scores
-    return [replace(s, weight=float(i == 0), interval_weight=float(i == 0)) for i, s in enumerate(scores)]
-
-
-def _member(
-    attempt: _Attempt, score: Score, y_n: Array, loss: Loss, *, draws: int, seed: int, trunks: np.ndarray | None
-) -> Member:
+def _member(attempt: _Attempt, score: Score, data: _Data, *, draws: int, seed: int) -> Member:
     system, theta_p = attempt.system, attempt.theta_p
-    known = identify(system, theta_p, y_n, loss)
+    assert system is not None
+    assert theta_p is not None
+    known = identify(system, theta_p, data.y_n, data.loss)
     count = max(2, round(draws * score.interval_weight)) if draws and score.interval_weight else 0
+    trunks = number_trunks(data.columns)
     return Member(
-        form=attempt.form,
+        form=system.form,
         theta_p=theta_p,
         theta_se_p=known.theta_se_p,
-        draws_bp=bootstrap(system, theta_p, y_n, loss, draws=count, seed=seed, trunks=trunks),
+        draws_bp=bootstrap(system, theta_p, data.y_n, data.loss, draws=count, seed=seed, trunks=trunks),
         condition=known.condition,
         cost=attempt.cost,
         weight=score.weight,
