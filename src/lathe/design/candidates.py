@@ -57,6 +57,9 @@ class Space:
             value = getattr(self, item.name)
             if isinstance(value, tuple) and item.name != "assumed" and not value:
                 raise BudgetError(f"the space of shapes has no {item.name}; give at least one")
+            numbers = value if isinstance(value, tuple) and item.name not in ("assumed", "tied") else ()
+            if bad := [number for number in numbers if not number > 0]:
+                raise BudgetError(f"the space of shapes has {item.name} {bad[0]}; wanted numbers above zero")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -184,38 +187,69 @@ def _hold(axes: Mapping[str, Axis]) -> dict[str, Any]:
     }
 
 
+def find_departures(found: Candidates, space: Space, axes: Mapping[str, Axis]) -> dict[str, np.ndarray]:
+    """Mark, for each assumed axis, the candidates that leave what the fitted runs had: no data speaks for them."""
+    held, at = _hold(axes), found.columns
+    kv = _range(axes.get("kv_ratio"), held["kv_ratios"])
+    vocab = _range(axes.get("vocab_size"), held["vocab_sizes"])
+    tied = _range(axes.get("tied"), held["tied"])
+    narrow, wide = min(held["ff_ratios"]), max(held["ff_ratios"])
+    left = {
+        "ff_ratio": (at["d_ff"] < narrow * at["d_model"] - 1) | (at["d_ff"] > _round_ff(wide * at["d_model"], space)),
+        "kv_ratio": _outside(at["n_kv_heads"] / at["n_heads"], *kv),
+        "vocab_size": _outside(at["vocab_size"], *vocab),
+        "tied": _outside(at["tied"], *tied),
+        "sharing": at["sharing_count"] > 1,
+    }
+    return {name: left[name] for name in FREE if name in space.assumed}
+
+
+def _range(axis: Axis | None, held: tuple[float, ...]) -> tuple[float, float]:
+    return (min(held), max(held)) if axis is None else (axis.low, axis.high)
+
+
+def _outside(value_n: np.ndarray, low: float, high: float) -> np.ndarray:
+    return (value_n < low - 1e-6) | (value_n > high + 1e-6)
+
+
+def _mark_first(values_wc: np.ndarray) -> np.ndarray:
+    """Mark in each row the first of equal values: two ratios may round to one number."""
+    return np.array([[value not in row[:at] for at, value in enumerate(row)] for row in values_wc.tolist()])
+
+
+def _round_ff(d_ff: Any, space: Space) -> Any:
+    return np.ceil(np.floor(d_ff + 1e-6) / space.ff_multiple) * space.ff_multiple
+
+
 def candidates(space: Space, *, references: bool = True) -> Candidates:
     """Enumerate every aligned shape of a space, with the published shapes that lie in its held axes as marked rows.
 
     Raises BudgetError when nothing is left.
     """
     d_head_of = {d: next((h for h in space.d_heads if d % h == 0), 0) for d in space.d_models}
-    widths = np.array([d for d in space.d_models if d_head_of[d] and d // d_head_of[d] % space.tensor_parallel == 0])
+    widths = np.array([d for d in sorted(d_head_of) if d_head_of[d] and d // d_head_of[d] % space.tensor_parallel == 0])
     if not len(widths):
         raise BudgetError(
             f"no width of {space.d_models[0]}…{space.d_models[-1]} is a multiple of a head dim in {space.d_heads} with"
             f" heads that {space.tensor_parallel} devices can share; add widths or head dims"
         )
-    axes = (
-        widths,
-        np.array(space.n_layers),
-        np.array(space.kv_ratios),
-        np.array(space.ff_ratios),
-        np.array(space.vocab_sizes),
-        np.array(space.tied),
-        np.array(space.sharing_counts),
-    )
-    d, n, kv, ff, vocab, tied, shared = (a.ravel() for a in np.meshgrid(*axes, indexing="ij"))
-    head = np.array([d_head_of[int(w)] for w in widths])[np.searchsorted(widths, d)]
-    heads = d // head
-    kv_heads = np.maximum(np.rint(heads * kv), 1)
-    fits = (kv_heads > 0) & (heads % kv_heads == 0) & (kv_heads % space.tensor_parallel == 0) & (n % shared == 0)
-    d_ff = np.ceil(np.floor(ff * d + 1e-6) / space.ff_multiple) * space.ff_multiple
+    heads_w = widths // np.array([d_head_of[d] for d in widths.tolist()])
+    kv_wk = np.maximum(np.rint(np.outer(heads_w, space.kv_ratios)), 1)
+    ff_wf = _round_ff(np.outer(widths, space.ff_ratios), space)
+    n, shared = np.array(space.n_layers), np.array(space.sharing_counts)
+    kept_wk = _mark_first(kv_wk) & (heads_w[:, None] % kv_wk == 0) & (kv_wk % space.tensor_parallel == 0)
+    kept_ns = n[:, None] % shared == 0
+    # Axes: width, depth, KV ratio, d_ff ratio, vocabulary, tying, sharing.
+    kept = kept_wk[:, None, :, None, None, None, None] & kept_ns[:, None, None, None, None, :]
+    kept = kept & _mark_first(ff_wf)[:, None, None, :, None, None, None]
+    full = (*kept.shape[:4], len(space.vocab_sizes), len(space.tied), kept.shape[6])
+    w, i, k, f, v, e, s = np.nonzero(np.broadcast_to(kept, full))
     columns = {
-        "d_model": d, "n_layers": n, "n_heads": heads, "n_kv_heads": kv_heads, "d_head": head, "d_ff": d_ff,
-        "vocab_size": vocab, "tied": tied, "sharing_count": shared,
+        "d_model": widths[w], "n_layers": n[i], "n_heads": heads_w[w], "n_kv_heads": kv_wk[w, k],
+        "d_head": (widths // heads_w)[w], "d_ff": ff_wf[w, f], "vocab_size": np.array(space.vocab_sizes)[v],
+        "tied": np.array(space.tied)[e], "sharing_count": shared[s],
     }  # fmt: skip
-    rows = {name: values[fits].astype(bool if name == "tied" else np.float64) for name, values in columns.items()}
+    rows = {name: c.astype(bool if name == "tied" else np.float64, copy=False) for name, c in columns.items()}
     found = Candidates(base=space.base, columns=rows, freed=space.assumed)
     found = _add_references(found, space) if references else found
     if not len(found):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lathe.budget import Budget
-from lathe.design.candidates import FREE, Space
+from lathe.design.candidates import FREE, Space, find_departures
 from lathe.design.limits import Limit, fitting
 from lathe.design.outlook import CHUNK, Outlook, serve
 from lathe.device import Device
@@ -40,7 +40,7 @@ def explain(
         gain = float(seen.loss_n[best] - law.predict(more, assume=HELD)[0])
         notes.append(f"10 % more training tokens would lower its loss by {gain:.4f}")
     if space.assumed:
-        notes.append(_assumption(seen, order, space))
+        notes.append(_assumption(seen, order, space, law))
     one = seen.found.take(np.array([best])).law_columns(seen.tokens_n[[best]])
     notes += [f"extrapolation: {text}" for text in law.extrapolation(one)]
     return tuple(notes) + tuple(f"law: {text}" for text in law.warnings)
@@ -95,19 +95,10 @@ def _other_engine(
     return f"within the same budget engine={other!r} would choose {theirs} over {mine}{reason}"
 
 
-def _assumption(seen: Outlook, order: np.ndarray, space: Space) -> str:
+def _assumption(seen: Outlook, order: np.ndarray, space: Space, law: Law) -> str:
     """Say what freeing axes that no run varied has bought, which nothing in the data supports."""
-    columns = seen.found.columns
-    ff, kv = columns["d_ff"] / columns["d_model"], columns["n_kv_heads"] / columns["n_heads"]
-    first = {
-        "ff_ratio": np.abs(ff - space.base.d_ff / space.base.d_model) < 0.2,
-        "kv_ratio": kv == 1.0,
-        "vocab_size": columns["vocab_size"] == space.base.vocab_size,
-        "tied": columns["tied"] == space.base.tied,
-        "sharing": columns["sharing_count"] == 1,
-    }
-    held_n = np.all([first[name] for name in space.assumed], axis=0)
-    supported = [int(row) for row in order if held_n[row]][:1]
+    left_n = np.any(list(find_departures(seen.found, space, law.axes).values()), axis=0)
+    supported = order[~left_n[order]][:1].tolist()
     named = ", ".join(f"{name} ({FREE[name]})" for name in space.assumed)
     best = int(order[0])
     if not supported:

@@ -154,20 +154,16 @@ def _slope(law: Law, table: Mapping[str, Any]) -> Array:
     return np.maximum((law.predict(table, assume=HELD) - more) / step, 1e-12)
 
 
-def find_front(cost_n: Array, time_n: Array, allowed_n: np.ndarray) -> np.ndarray:
-    """List the rows that no allowed row beats in both cost and time, fastest first."""
-    order = sort_by_time(cost_n, time_n, allowed_n)
-    return order[mark_falling(cost_n[order])]
+def sort_by_time(seen: Outlook, allowed_n: np.ndarray) -> np.ndarray:
+    """List the allowed rows fastest first, of equals that of lowest cost, then the smallest."""
+    rows = np.flatnonzero(allowed_n & np.isfinite(seen.cost_n))
+    memory_n, time_n = seen.serving["memory_bytes"][rows], seen.serving["total_s"][rows]
+    return rows[np.lexsort((memory_n, seen.cost_n[rows], time_n))]
 
 
-def sort_by_time(cost_n: Array, time_n: Array, allowed_n: np.ndarray) -> np.ndarray:
-    """List the allowed rows, fastest first and of equals the cheapest."""
-    rows = np.flatnonzero(allowed_n & np.isfinite(cost_n) & np.isfinite(time_n))
-    return rows[np.lexsort((cost_n[rows], time_n[rows]))]
-
-
-def mark_falling(cost_n: Array) -> np.ndarray:
-    """Mark what costs less than everything before it."""
-    keep_n = np.ones(len(cost_n), dtype=bool)
+def find_front(seen: Outlook, order: np.ndarray) -> np.ndarray:
+    """Keep the rows that none of them beats in both cost and time; `order` is `sort_by_time`'s, or a part of it."""
+    cost_n = seen.cost_n[order]
+    keep_n = np.ones(len(order), dtype=bool)
     keep_n[1:] = cost_n[1:] < np.minimum.accumulate(cost_n)[:-1]
-    return keep_n
+    return order[keep_n]

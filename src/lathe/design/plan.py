@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from lathe.budget import Budget
-from lathe.design.candidates import Candidates, Space, candidates, find_space
+from lathe.design.candidates import Space, candidates, find_departures, find_space
 from lathe.design.explain import explain
 from lathe.design.limits import Limit, Nearest, find_nearest, fitting, list_limits, relax
-from lathe.design.outlook import Outlook, find_front, look, mark_falling, share_chances, sort_by_time
+from lathe.design.outlook import Outlook, find_front, look, share_chances, sort_by_time
 from lathe.device import Device
-from lathe.errors import BudgetError
+from lathe.errors import BudgetError, RecipeError
 from lathe.laws.axes import HELD
 from lathe.laws.hyper import step_law
 from lathe.laws.law import Law
@@ -94,12 +94,14 @@ class Plan:
     def recipe(self, rank: int = 1, *, seq_len: int | None = None, seed: int = 0) -> Recipe:
         """Make a choice ready to train, with the step law's learning rate and batch.
 
-        Raises BudgetError for a rank the plan does not have.
+        Raises BudgetError for a rank the plan does not have, RecipeError for fewer tokens than one sequence.
         """
         if not 1 <= rank <= len(self.choices):
             raise BudgetError(f"the plan has {len(self.choices)} choices, so no rank {rank}")
         choice = self.choices[rank - 1]
-        length = seq_len or choice.shape.max_seq_len
+        length = choice.shape.max_seq_len if seq_len is None else seq_len
+        if length < 1:
+            raise RecipeError(f"seq_len={length}; wanted 1 or more")
         advice = step_law(choice.shape, choice.tokens)
         tokens = round(choice.tokens)
         sequences = max(1, min(round(advice.batch_tokens / length), tokens // length))
@@ -141,14 +143,14 @@ def plan(
     order = np.flatnonzero(fits_n)
     order = order[np.lexsort([seen.serving[name][order] for name in TIES] + [seen.cost_n[order]])]
     untimed_n = fitting([limit for limit in limits if not limit.timed], seen.serving, seen.cost_n)
-    front = find_front(seen.cost_n, seen.serving["total_s"], untimed_n)
+    fastest = sort_by_time(seen, untimed_n)
+    front = find_front(seen, fastest)
     twins = _find_twins(seen, order)
     own = order[~np.isin(order, list(twins))]
     short = own[:SHORTLIST]
     chances = share_chances(law, seen, short, budget) if law.has_draws and len(short) else np.zeros(len(short))
     writer = _Writer(
-        law=law, seen=seen, space=space, budget=budget, level=level, front=front, twins=twins,
-        rank_of={row: rank for rank, row in enumerate(own.tolist(), start=1)},
+        law=law, seen=seen, space=space, budget=budget, level=level, front=front, twins=twins, rank_n=_rank(seen, own),
         chance_of=dict(zip(short.tolist(), chances.tolist(), strict=True)),
     )  # fmt: skip
     return Plan(
@@ -162,7 +164,7 @@ def plan(
         choices=writer.choices(own[:top]),
         references=writer.choices(order[np.isin(order, list(seen.found.references))]),
         front=writer.choices(front),
-        alternatives=writer.choices(_alternatives(seen, untimed_n, device.memory_bytes)),
+        alternatives=writer.choices(_alternatives(seen, fastest)),
         limits=tuple(relax(limit, limits, seen.serving, seen.found, seen.cost_n) for limit in limits),
         nearest=None if len(order) else find_nearest(limits, seen.serving, seen.cost_n, seen.found),
         assumed=space.assumed,
@@ -171,32 +173,37 @@ def plan(
     )
 
 
+def _rank(seen: Outlook, order: np.ndarray) -> np.ndarray:
+    """Number the candidates in an order from 1, the others 0."""
+    rank_n = np.zeros(len(seen.found), dtype=np.int32)
+    rank_n[order] = np.arange(1, len(order) + 1)
+    return rank_n
+
+
 def _find_twins(seen: Outlook, order: np.ndarray) -> dict[int, int]:
     """Map each published shape that differs from a candidate in its heads alone to that candidate.
 
     Such a shape stands among the references, with the rank and the chance of its twin. `order` is by cost, then time.
     """
     published_n = np.isin(order, list(seen.found.references))
-    own, time_n, cost_n = order[~published_n], seen.serving["total_s"], seen.cost_n
+    own, published = order[~published_n], order[published_n]
+    time_n, cost_n = seen.serving["total_s"], seen.cost_n
+    firsts, lasts = (np.searchsorted(cost_n[own], cost_n[published], side) for side in ("left", "right"))
     found = {}
-    for row in order[published_n].tolist():
-        first, last = (int(np.searchsorted(cost_n[own], cost_n[row], side)) for side in ("left", "right"))
+    for row, first, last in zip(published.tolist(), firsts.tolist(), lasts.tolist(), strict=True):
         same = np.flatnonzero(time_n[own[first:last]] == time_n[row])
         if len(same):
             found[row] = int(own[first + same[0]])
     return found
 
 
-def _alternatives(seen: Outlook, allowed_n: np.ndarray, most_bytes: float) -> np.ndarray:
+def _alternatives(seen: Outlook, fastest: np.ndarray) -> np.ndarray:
     """Gather the fronts under a ladder of memory budgets, so that any budget on its rungs finds its best here."""
-    memory_n = seen.serving["memory_bytes"]
-    if not allowed_n.any():
-        return np.zeros(0, dtype=np.intp)
-    least = float(memory_n[allowed_n].min())
-    rungs = np.geomspace(least, min(most_bytes, float(memory_n[allowed_n].max())), MEMORY_RUNGS)
-    order = sort_by_time(seen.cost_n, seen.serving["total_s"], allowed_n)
-    within = [order[memory_n[order] <= rung] for rung in rungs]
-    rows = np.unique(np.concatenate([some[mark_falling(seen.cost_n[some])] for some in within]))
+    memory_n = seen.serving["memory_bytes"][fastest]
+    if not len(fastest):
+        return fastest
+    rungs = np.geomspace(memory_n.min(), memory_n.max(), MEMORY_RUNGS)
+    rows = np.unique(np.concatenate([find_front(seen, fastest[memory_n <= rung]) for rung in rungs]))
     return rows[np.argsort(seen.cost_n[rows], kind="stable")]
 
 
@@ -224,7 +231,7 @@ class _Writer:
     level: float
     front: np.ndarray
     twins: dict[int, int]
-    rank_of: dict[int, int]
+    rank_n: np.ndarray
     chance_of: dict[int, float]
 
     def choices(self, rows: np.ndarray) -> tuple[Choice, ...]:
@@ -234,31 +241,43 @@ class _Writer:
         table = self.seen.found.take(rows).law_columns(self.seen.tokens_n[rows])
         band = self.law.interval(table, level=self.level, assume=HELD) if self.law.has_draws else None
         bounds = self.seen.name_bounds(rows)
-        edges = [(None, None)] * len(rows) if band is None else zip(band.low.tolist(), band.high.tolist(), strict=True)
+        left = find_departures(self.seen.found.take(rows), self.space, self.law.axes)
+        edges = (
+            [(None, None)] * len(rows)
+            if band is None
+            else list(zip(band.low.tolist(), band.high.tolist(), strict=True))
+        )
         return tuple(
-            self._choice(row, bounds=bound, low=low, high=high)
-            for row, bound, (low, high) in zip(rows.tolist(), bounds, edges, strict=True)
+            self._choice(row, bounds=bounds[i], edges=edges[i], unsupported=tuple(a for a in left if left[a][i]))
+            for i, row in enumerate(rows.tolist())
         )
 
-    def _choice(self, row: int, *, bounds: tuple[str, str], low: float | None, high: float | None) -> Choice:
+    def _choice(
+        self,
+        row: int,
+        *,
+        bounds: tuple[str, str],
+        edges: tuple[float | None, float | None],
+        unsupported: tuple[str, ...],
+    ) -> Choice:
         seen, on_front = self.seen, not _dominated(self.seen, row, self.front)
         same = self.twins.get(row, row)
         shape, tokens = seen.found.shape(row), float(seen.tokens_n[row])
         return Choice(
-            rank=self.rank_of.get(same, 0),
+            rank=int(self.rank_n[same]),
             name=seen.found.name(row),
             shape=shape,
             tokens=tokens,
             loss=float(seen.loss_n[row]),
-            loss_low=low,
-            loss_high=high,
+            loss_low=edges[0],
+            loss_high=edges[1],
             chance=self.chance_of.get(same, 0.0),
             prefill_bound=bounds[0],
             decode_bound=bounds[1],
             train_flops=float(count_train_flops(shape, tokens, shape.max_seq_len)),
             lifetime_flops=None if self.budget.target_loss is None else float(seen.cost_n[row]),
             on_front=on_front,
-            unsupported=_unsupported(seen.found, row, self.space, self.law),
+            unsupported=unsupported,
             beaten_by="" if on_front else _beaten_by(seen, row, self.front),
             **{name: float(values[row]) for name, values in seen.serving.items()},
         )
@@ -279,24 +298,3 @@ def _beaten_by(seen: Outlook, row: int, front: np.ndarray) -> str:
         return ""
     best = int(faster[cost_n[faster].argmin()])
     return seen.found.name(best) if cost_n[best] <= cost_n[row] else ""
-
-
-def _unsupported(found: Candidates, row: int, space: Space, law: Law) -> tuple[str, ...]:
-    """List the assumed axes on which a candidate leaves what the runs had."""
-    columns = found.columns
-    has = {
-        "ff_ratio": columns["d_ff"][row] / columns["d_model"][row],
-        "kv_ratio": columns["n_kv_heads"][row] / columns["n_heads"][row],
-        "vocab_size": columns["vocab_size"][row],
-        "tied": float(columns["tied"][row]),
-    }
-    off = [
-        n
-        for n in has
-        if n in space.assumed and n in law.axes and not _within(has[n], law.axes[n].low, law.axes[n].high)
-    ]
-    return tuple(off + (["sharing"] if columns["sharing_count"][row] > 1 else []))
-
-
-def _within(value: float, low: float, high: float) -> bool:
-    return 0.95 * low <= value <= 1.05 * high

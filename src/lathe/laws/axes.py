@@ -64,8 +64,10 @@ def axis_values(table: Mapping[str, object]) -> dict[str, Array]:
     for name, top, bottom in (("ff_ratio", "d_ff", "d_model"), ("kv_ratio", "n_kv_heads", "n_heads")):
         if top in table and bottom in table:
             values[name] = np.asarray(table[top], dtype=np.float64) / np.asarray(table[bottom], dtype=np.float64)
-    blocks = {"non_embedding_params", "d_model", "n_layers"}
-    if blocks <= set(table):
-        stored, d, n = (np.asarray(table[c], dtype=np.float64) for c in ("non_embedding_params", "d_model", "n_layers"))
+    if {"params", "d_model", "n_layers"} <= set(table):
+        params, d, n = (np.asarray(table[c], dtype=np.float64) for c in ("params", "d_model", "n_layers"))
+        copies = 2 - np.asarray(table.get("tied", 0.0), dtype=np.float64)
+        embedded = copies * np.asarray(table.get("vocab_size", 0.0), dtype=np.float64) * d
+        stored = np.asarray(table.get("non_embedding_params", params - embedded), dtype=np.float64)
         values[BLOCK] = stored / (n * d**2)
     return {n: np.atleast_1d(v) for n, v in values.items()}

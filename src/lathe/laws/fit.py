@@ -17,7 +17,7 @@ from lathe.laws.forms import FORMS, OBJECTIVES, Form, Objective, find_form
 from lathe.laws.judge import judge
 from lathe.laws.law import Law, Member
 from lathe.laws.system import Array, System, column, compile_form
-from lathe.laws.uncertainty import bootstrap, identify, number_trunks
+from lathe.laws.uncertainty import Identified, bootstrap, identify, number_trunks
 from lathe.runs import Table, validate
 
 DRAWS = 1000
@@ -53,7 +53,7 @@ def fit(
         RunsError: the table is empty, or a value is missing, mistyped or impossible; names row and column.
         LawError: no such form or objective, a column that does not vary, or fewer runs than coefficients.
     """
-    automatic = form if form in ("auto", "best") else None
+    automatic = form if isinstance(form, str) and form in ("auto", "best") else None
     forms, target, objective = _choose_forms(form, target, objective)
     if draws < 0 or draws == 1:
         raise LawError(f"draws={draws}; give 0 for none, or 2 or more (1000 serves most uses)")
@@ -69,7 +69,10 @@ def fit(
         attempts[one.name] = _try(one, data, split) if automatic else _attempt(one, data, split, strict=True)
     scores = weigh([a.score for a in attempts.values()])
     if all(s.excluded for s in scores):
-        raise LawError("no form fits these runs: " + "; ".join(f"{s.form}: {s.excluded}" for s in scores))
+        reasons: dict[str, list[str]] = {}
+        for s in scores:
+            reasons.setdefault(s.excluded.replace(repr(s.form), "it"), []).append(s.form)
+        raise LawError("no form fits these runs. " + " ".join(f"{', '.join(n)}: {why}." for why, n in reasons.items()))
     if automatic != "auto":
         scores = [replace(s, weight=float(i == 0), interval_weight=float(i == 0)) for i, s in enumerate(scores)]
     members = []
@@ -109,6 +112,7 @@ class _Attempt:
     score: Score
     system: System | None = None
     theta_p: Array | None = None
+    known: Identified | None = None
     cost: float = 0.0
 
 
@@ -137,9 +141,12 @@ def _try(form: Form, data: _Data, split: Folds | None) -> _Attempt:
 
 
 def _attempt(form: Form, data: _Data, split: Folds | None, *, strict: bool) -> _Attempt:
-    """Fit and score a form; a `strict` one, asked for by name, also where the runs are too few to leave any out."""
+    """Fit and score a form; a `strict` one, asked for by name, also where the runs cannot tell all of it."""
     system = _compile(form, data)
     theta_bp, cost_b = solve(system, data.y_n, np.ones((1, len(data.y_n))), data.loss)
+    known = identify(system, theta_bp[0], data.y_n, data.loss)
+    if known.blurred and not strict:
+        raise LawError(f"these runs cannot tell {', '.join(known.blurred)} apart")
     try:
         if split is None:
             raise LawError("the runs cannot be split into sizes")
@@ -152,10 +159,12 @@ def _attempt(form: Form, data: _Data, split: Folds | None, *, strict: bool) -> _
         r_n = residuals(form, theta_bp, data.columns, data.y_n)
         out, forward, cv = None, None, float(np.sqrt(np.sum(r_n**2) / free))
     score = Score(form=form.name, leave_one_out=out, forward=forward, cv=cv)
-    return _Attempt(score=score, system=system, theta_p=theta_bp[0], cost=float(cost_b[0]))
+    return _Attempt(score=score, system=system, theta_p=theta_bp[0], known=known, cost=float(cost_b[0]))
 
 
 def _check_target(forms: list[Form], data: _Data, target: str) -> None:
+    if len(data.y_n) > 1 and np.ptp(data.y_n) == 0:
+        raise LawError(f"{target} is {data.y_n[0]:g} in every run, so there is nothing to fit; add runs that vary it")
     signed = [f.name for f in forms if not f.positive]
     if signed and data.loss.log:
         raise LawError(f"form {signed[0]!r} may be negative, so it has no log; use objective='squares'")
@@ -192,10 +201,10 @@ def _split(columns: Mapping[str, Any], folds: str, forms: list[Form]) -> Folds |
 
 
 def _member(attempt: _Attempt, score: Score, data: _Data, *, draws: int, seed: int) -> Member:
-    system, theta_p = attempt.system, attempt.theta_p
+    system, theta_p, known = attempt.system, attempt.theta_p, attempt.known
     assert system is not None
     assert theta_p is not None
-    known = identify(system, theta_p, data.y_n, data.loss)
+    assert known is not None
     count = max(2, round(draws * score.interval_weight)) if draws and score.interval_weight else 0
     trunks = number_trunks(data.columns)
     return Member(

@@ -67,6 +67,8 @@ class Form:
             raise LawError(f"form {self.name!r} uses a coefficient twice: {', '.join(names)}; name each term's own")
         if set(names) & set(self.exponents):
             raise LawError(f"form {self.name!r} names a coefficient and an exponent alike; rename one")
+        if not self.exponents:
+            raise LawError(f"form {self.name!r} reads no column; give at least one term a power")
         if not any(t.sign > 0 for t in self.terms):
             raise LawError(f"form {self.name!r} has no positive term, so it cannot describe a positive {self.target}")
 
@@ -224,6 +226,8 @@ def find_form(form: str | Form) -> Form:
     """
     if isinstance(form, Form):
         return form
+    if not isinstance(form, str):
+        raise LawError(f"form={form!r} is neither a Form nor the name of one")
     if form not in FORMS:
         raise LawError(f"no law form is called {form!r}{nearest(form, [*FORMS, 'auto', 'best'])}")
     return FORMS[form]

@@ -54,9 +54,8 @@ def _unsure(member: Member) -> list[str]:
     k = len(member.form.coefficients)
     for name, theta, se in zip(member.form.exponents, member.theta_p[k:], member.theta_se_p[k:], strict=True):
         if math.isinf(se):
-            found.append("as many parameters as runs: no standard error can be given")
-            break
-        if se > 0.5 * theta:
+            found.append(f"exponent {name} cannot be told from other coefficients by these runs")
+        elif se > 0.5 * theta:
             found.append(f"exponent {name} = {theta:.3g} ± {se:.2g} is not identified by these runs")
     constant = next((i for i, t in enumerate(member.form.terms) if not t.powers and t.sign > 0), None)
     if constant is not None and member.theta_p[constant] < math.log(0.02):

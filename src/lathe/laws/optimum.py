@@ -127,12 +127,8 @@ def _aspects(law: Law, aspect: float | None) -> Array | None:
         if aspect is not None:
             raise LawError(f"aspect={aspect:g} means nothing to the law {law.name}: it never sees shape; leave it out")
         return None
-    missing = [a for a in ("aspect", BLOCK) if a not in law.axes]
-    if missing:
-        raise LawError(
-            f"the fitted runs had no {' and no '.join(missing)}, which tie params to width and depth; fit runs with"
-            " d_model, n_layers and non_embedding_params"
-        )
+    if not {"aspect", BLOCK} <= set(law.axes):
+        raise LawError("nothing ties params to width and depth: fit runs with params, d_model and n_layers")
     axis = law.axes["aspect"]
     return np.array([aspect]) if aspect else np.geomspace(axis.low, axis.high, ASPECTS)
 

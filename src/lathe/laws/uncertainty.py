@@ -51,12 +51,18 @@ def bootstrap(
     return theta_bp
 
 
+UNSEEN = 1e-12
+"""Share of the scaled curvature under which a combination of parameters is not seen at all."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identified:
     """What a fit's curvature says: standard errors of (log coefficients, exponents), and the condition number."""
 
     theta_se_p: Array
     condition: float
+    blurred: tuple[str, ...]
+    """Parameters of some combination that the runs do not see at all; their standard errors are infinite."""
 
 
 def identify(system: System, theta_p: Array, y_n: Array, loss: Loss) -> Identified:
@@ -65,7 +71,8 @@ def identify(system: System, theta_p: Array, y_n: Array, loss: Loss) -> Identifi
     Least squares: s²·(JᵀJ)⁻¹ with s² on n − p degrees of freedom. Huber: the sandwich B⁻¹(Σψ²∇∇ᵀ)B⁻¹, where the bread
     B = Σψ'∇∇ᵀ takes ψ' as the density of residuals near zero (few residuals lie where Huber's loss is curved). The
     condition is that of JᵀJ scaled to a unit diagonal: 1 where every parameter is seen alone, above 1e8 where some
-    combination is all but unseen. Errors are infinite where the runs leave no degree of freedom.
+    combination is all but unseen. Errors are infinite where the runs leave no degree of freedom, and for parameters of
+    a combination they do not see, such as a constant, a coefficient and an exponent over two values of a column.
     """
     linear_p = system.to_linear(theta_p[None])
     ones = np.ones((1, system.runs))
@@ -75,16 +82,20 @@ def identify(system: System, theta_p: Array, y_n: Array, loss: Loss) -> Identifi
     from_theta = system.to_linear(np.eye(system.size)).T
     natural_pq = from_theta.T @ gauss_pq @ from_theta
     root_p = np.sqrt(np.maximum(np.diag(natural_pq), 1e-300))
-    condition = float(np.linalg.cond(natural_pq / np.outer(root_p, root_p)))
+    values_p, vectors_pq = np.linalg.eigh(natural_pq / np.outer(root_p, root_p))
+    condition = float(values_p[-1] / max(values_p[0], 1e-300))
+    unseen_p = np.abs(vectors_pq[:, values_p < UNSEEN]).max(axis=1, initial=0.0) > 1e-3
+    blurred = tuple(name for name, unseen in zip(system.form.names, unseen_p, strict=True) if unseen)
     free = system.runs - system.size
     if free <= 0:
-        return Identified(theta_se_p=np.full(system.size, np.inf), condition=condition)
+        return Identified(theta_se_p=np.full(system.size, np.inf), condition=condition, blurred=blurred)
     if loss.delta is None:
         cov_pq = _inverse(gauss_pq) * (2 * point.cost_b[0] / free)
     else:
         cov_pq = _sandwich(system, linear_p, y_n, loss, loss.delta) * (system.runs / free)
     theta_cov_pq = to_theta @ cov_pq @ to_theta.T
-    return Identified(theta_se_p=np.sqrt(np.maximum(np.diag(theta_cov_pq), 0)), condition=condition)
+    theta_se_p = np.where(unseen_p, np.inf, np.sqrt(np.maximum(np.diag(theta_cov_pq), 0)))
+    return Identified(theta_se_p=theta_se_p, condition=condition, blurred=blurred)
 
 
 def _sandwich(system: System, linear_p: Array, y_n: Array, loss: Loss, delta: float) -> Array:

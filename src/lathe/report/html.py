@@ -36,15 +36,28 @@ class DataTable:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Section:
-    """One part of a page: a heading, a sentence or two, and what they are about.
+class Readout:
+    """What a page writes out of a chart as its reader works it: fields, as (what, field), of one layer's first row."""
 
-    A chart comes without title, width or theme: the page gives it those.
+    layer: str
+    fields: Sequence[tuple[str, str]]
+    empty: str
+    """What to say while the layer has no row."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """One part of a page: a heading, a sentence or two, points, and what they are about.
+
+    A chart comes without title, width or theme: the page gives it those. With a readout, its sliders and what they
+    choose stand above it.
     """
 
     heading: str = ""
     text: str = ""
+    points: Sequence[str] = ()
     chart: AnyChart | None = None
+    readout: Readout | None = None
     table: DataTable | None = None
 
 
@@ -94,11 +107,24 @@ def _section(section: Section, chart: int | None) -> str:
     parts = [f"<h2>{escape(section.heading)}</h2>"] if section.heading else []
     if section.text:
         parts.append(f"<p>{_text(section.text)}</p>")
+    if section.points:
+        parts.append(f"<ul>{''.join(f'<li>{_text(point)}</li>' for point in section.points)}</ul>")
+    if chart is not None and section.readout is not None:
+        parts.append(_readout(section.readout, chart))
     if chart is not None:
         parts.append(f'<div class="chart" id="chart-{chart}" role="img" aria-label="{escape(section.heading)}"></div>')
     if section.table is not None:
         parts.append(_table(section.table))
     return f"<section>{''.join(parts)}</section>"
+
+
+def _readout(readout: Readout, chart: int) -> str:
+    """Leave room for a chart's sliders and for what they choose, which the page's script fills in."""
+    what = _json({"layer": readout.layer, "fields": list(readout.fields), "empty": readout.empty})
+    return (
+        f'<div class="controls" id="controls-{chart}"></div>'
+        f'<dl class="readout" id="readout-{chart}" aria-live="polite" data-readout="{escape(what)}"></dl>'
+    )
 
 
 def _table(table: DataTable) -> str:
@@ -197,7 +223,7 @@ _STYLE = Template("""
 @media (prefers-color-scheme: dark) { :root { $dark } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 15px/1.5 $font; }
-main { max-width: 860px; margin: 0 auto; padding: 32px 20px 48px; }
+main { max-width: 920px; margin: 0 auto; padding: 32px 20px 48px; }
 h1 { font-size: 26px; line-height: 1.25; margin: 0 0 8px; letter-spacing: -.01em; }
 h2 { font-size: 17px; margin: 0 0 4px; }
 p { margin: 0 0 12px; color: var(--muted); max-width: 68ch; }
@@ -208,6 +234,15 @@ section { margin-top: 36px; padding-top: 24px; border-top: 1px solid var(--line)
 dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 16px; margin: 24px 0 0; }
 dt { color: var(--muted); font-size: 12.5px; line-height: 1.35; }
 dd { margin: 2px 0 0; font-size: 21px; font-weight: 600; font-variant-numeric: tabular-nums; }
+ul { margin: 8px 0 12px; padding-left: 18px; color: var(--muted); max-width: 68ch; }
+li { margin: 4px 0; }
+.controls { display: grid; grid-template-columns: repeat(auto-fit, minmax(250px, 1fr)); gap: 4px 32px; }
+.controls label { display: grid; grid-template-columns: 1fr auto; font-size: 12.5px; color: var(--muted); }
+.controls input { grid-row: 2; grid-column: 1 / 3; width: 100%; margin: 4px 0; accent-color: var(--accent); }
+.controls label span:last-child { color: var(--ink); font-weight: 600; font-variant-numeric: tabular-nums; }
+.readout { display: flex; flex-wrap: wrap; gap: 6px 22px; min-height: 66px; margin: 10px 0 24px; padding: 10px 14px;
+  border: 1px solid var(--line); border-radius: 8px; }
+.readout dd { font-size: 15px; white-space: nowrap; }
 .chart { width: 100%; min-height: 120px; }
 .chart.vega-embed, .chart.vega-embed.has-actions { padding-right: 0; display: block; }
 .chart.vega-embed summary { background: none; border: 0; box-shadow: none; color: var(--muted); opacity: .5;
@@ -215,7 +250,7 @@ dd { margin: 2px 0 0; font-size: 21px; font-weight: 600; font-variant-numeric: t
 .chart svg { max-width: 100%; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums; margin-top: 8px; }
-th, td { text-align: left; padding: 5px 18px 5px 0; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th, td { text-align: left; padding: 5px 16px 5px 0; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { font-weight: 600; }
 .number { text-align: right; }
 footer { margin-top: 40px; font-size: 12.5px; color: var(--muted); }
@@ -226,14 +261,37 @@ footer { margin-top: 40px; font-size: 12.5px; color: var(--muted); }
 _DRAW = """
 const specs = JSON.parse(document.getElementById("charts").textContent);
 const dark = matchMedia("(prefers-color-scheme: dark)");
-let views = [];
+let charts = [];
 async function draw() {
-  views.forEach(view => view.finalize());
+  const moved = charts.map(chart => chart.view.getState().signals);
+  charts.forEach(chart => chart.finalize());
   const actions = {export: true, source: false, compiled: false, editor: false};
   const tooltip = {theme: dark.matches ? "dark" : "light"};
   const config = configs[dark.matches ? "dark" : "light"];
-  views = await Promise.all(specs.map((spec, i) => vegaEmbed(
-    "#chart-" + i, spec, {mode: "vega-lite", renderer: "svg", actions, tooltip, config})));
+  charts = await Promise.all(specs.map(async (spec, i) => {
+    const [controls, readout] = ["controls-", "readout-"].map(id => document.getElementById(id + i));
+    controls?.replaceChildren();
+    const bind = controls ?? undefined;
+    const options = {mode: "vega-lite", renderer: "svg", actions, tooltip, config, bind};
+    const chart = await vegaEmbed("#chart-" + i, spec, options);
+    for (const {name, bind} of spec.params ?? [])
+      if (bind?.input && moved[i]) chart.view.signal(name, moved[i][name]);
+    if (readout) listen(chart, readout);
+    await chart.view.runAsync();
+    return chart;
+  }));
+}
+function listen(chart, node) {
+  const {layer, fields, empty} = JSON.parse(node.dataset.readout);
+  const source = chart.vgSpec.marks.find(mark => mark.name === layer + "_marks").from.data;
+  const write = (_, rows) => node.replaceChildren(...(rows.length ? fields.map(([what, field]) => {
+    const card = document.createElement("div");
+    for (const [tag, text] of [["dt", what], ["dd", rows[0][field]]])
+      card.appendChild(document.createElement(tag)).textContent = text;
+    return card;
+  }) : [empty]));
+  write("", chart.view.data(source));
+  chart.view.addDataListener(source, write);
 }
 dark.addEventListener("change", draw);
 draw();
