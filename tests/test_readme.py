@@ -21,8 +21,10 @@ def numbers(line: str) -> list[float]:
     return [float(n.replace(",", "")) for n in NUMBER.findall(line)]
 
 
-def test_readme_has_commands() -> None:
-    assert len(BLOCKS) >= 2
+def test_readme_is_whole() -> None:
+    assert len(BLOCKS) >= 3
+    assert all(shown.strip() for _, shown in BLOCKS)
+    assert "@@" not in README.read_text(encoding="utf-8")
 
 
 def test_commands_print_what_the_readme_shows(

@@ -172,6 +172,15 @@ def parse_toml(text: str, *, source: str) -> dict[str, Any]:
         raise CodecError(f"{source}: {error}") from None
 
 
+def check_path(path: str | Path, *suffixes: str) -> None:
+    """Refuse a file that could not be written, before the work whose result it shall hold. Raises CodecError."""
+    path = Path(path)
+    if path.suffix not in suffixes:
+        raise CodecError(f"{path}: the name should end in {' or '.join(suffixes)}")
+    if not path.parent.is_dir():
+        raise CodecError(f"there is no folder {path.parent} to write {path.name} in; make it first")
+
+
 def write_atomic(path: str | Path, content: str | bytes) -> None:
     """Write a whole file or nothing: to a neighbour first, synced, then renamed. Raises CodecError."""
     path = Path(path)

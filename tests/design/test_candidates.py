@@ -165,9 +165,25 @@ def test_departures_are_marked_by_what_the_runs_had(morph_axes: dict[str, Axis])
     assert list(find_departures(found, find_space(morph_axes, assume=("tied",)), morph_axes)) == ["tied"]
 
 
-def test_runs_that_vary_d_ff_free_its_two_ends() -> None:
+def test_runs_that_vary_d_ff_free_its_range() -> None:
     space = find_space({"ff_ratio": Axis(low=2.0, high=4.0, distinct=9)})
-    assert space.ff_ratios == (2.0, 4.0)
+    assert space.ff_ratios == (2.0, 2.5, 8 / 3, 3.0, 3.5, 4.0)
+    assert candidates(space).freed == ("ff_ratio",)
+
+
+def test_runs_that_vary_tying_and_kv_heads_free_them() -> None:
+    axes = {"tied": Axis(low=0.0, high=1.0, distinct=2), "kv_ratio": Axis(low=0.25, high=1.0, distinct=3)}
+    space = find_space(axes)
+    assert space.tied == (False, True)
+    assert space.kv_ratios == (0.25, 0.5, 1.0)
+    assert space.guessed == ("ff_ratio", "vocab_size")
+
+
+def test_what_runs_do_not_say_is_taken_from_a_like_shape() -> None:
+    space = find_space({}, base=load_shape("mobilellm-125m"))
+    assert (space.vocab_sizes, space.tied, space.kv_ratios) == ((32000,), (True,), (3 / 9,))
+    assert set(space.guessed) == {"ff_ratio", "kv_ratio", "vocab_size", "tied"}
+    assert find_space({}, vocab_sizes=(65536,)).vocab_sizes == (65536,)
     assert space.assumed == ()
 
 

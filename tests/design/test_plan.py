@@ -369,7 +369,11 @@ def test_days_and_dollars_set_the_tokens_of_each_shape(law: Law, a100: Device, s
     assert [c.name for c in timed.choices] == [c.name for c in paid.choices]
     for choice in timed.choices:
         assert 6 * choice.params * choice.tokens == pytest.approx(flops)
-    assert not any("more training tokens" in n for n in timed.notes)
+    assert any("10 % more training tokens would lower its loss" in n for n in timed.notes)
+    for choice in paid.choices:
+        assert choice.train_days == pytest.approx(choice.train_flops / (8 * 0.4 * 312e12) / 86_400)
+        assert choice.dollars == pytest.approx(choice.train_days * 24 * 8 * 2)
+    assert all(c.dollars is None for c in timed.choices)
 
 
 def test_more_training_tokens_buy_what_the_note_says(law: Law, a100: Device, space: Space) -> None:
@@ -529,9 +533,22 @@ def test_a_single_new_token_is_prefill_alone(law: Law, a100: Device, space: Spac
 
 
 def test_no_choices_asked_for(law: Law, a100: Device, space: Space) -> None:
-    found = plan(law, a100, CHAT, Budget(tokens=1e9), space=space, top=0)
-    assert found.choices == ()
-    assert found.fitting == found.considered
+    with pytest.raises(BudgetError, match="top=0"):
+        plan(law, a100, CHAT, Budget(tokens=1e9), space=space, top=0)
+
+
+def test_an_error_law_gives_accuracies_and_takes_a_target(law: Law, a100: Device, space: Space) -> None:
+    """Planted: Err = .9 - 2·exp(-.8·L), so an accuracy of .4 is reached at L = ln(2/.3)/.8."""
+    losses = np.linspace(2.0, 5.0, 12)
+    errors = fit({"loss": losses, "error": 0.9 - 2 * np.exp(-0.8 * losses)}, "error", target="error", draws=20)
+    found = plan(law, a100, CHAT, Budget(tokens=1e9), space=space, error_law=errors)
+    for choice in found.choices:
+        assert choice.accuracy == pytest.approx(0.1 + 2 * np.exp(-0.8 * choice.loss), abs=1e-4)
+    aimed = Budget(target_accuracy=0.4, inference_tokens=1e10)
+    cheapest = plan(law, a100, CHAT, aimed, space=space, error_law=errors)
+    assert cheapest.budget.target_loss == pytest.approx(np.log(2 / 0.3) / 0.8, rel=1e-4)
+    with pytest.raises(BudgetError, match="target_accuracy needs an error law"):
+        plan(law, a100, CHAT, aimed, space=space)
 
 
 # On disk.

@@ -135,7 +135,7 @@ def test_one_step_by_hand() -> None:
 
 
 def test_eager_latency_is_launches_and_steps() -> None:
-    """SPEC's formula at the table's calibration: .537 ms a layer and 1.21 ms a step give 2.51 s for 2560×16."""
+    """The formula at the table's calibration: .537 ms a layer and 1.21 ms a step give 2.51 s for 2560×16."""
     shape = load_shape("scale_open_lm_1b_v3")
     per_launch = 0.537e-3 * 16 / count_launches(shape)
     device = with_numbers(A100, launch_s=per_launch, step_s=1.21e-3)

@@ -1,7 +1,7 @@
 """Chinchilla's known answer: the 240 points' objective, coefficients and bootstrap errors, to the printed digits.
 
 Besiroglu et al. 2024, arXiv:2404.10102, read the points off Hoffmann et al.'s figure; the optimum and the errors are
-recomputed from them (SPEC §1).
+recomputed from them (docs/laws.md).
 """
 
 import csv

@@ -97,7 +97,7 @@ def test_chinchilla_points(shared_data: Path) -> None:
     assert len(runs) == 245
     assert runs.tokens[0] == runs.flops[0] / (6 * runs.params[0])
     assert "size" not in runs.columns
-    # the objective that SPEC gives for the best fit to the 240 points of lowest loss
+    # the objective published for the best fit to the 240 points of lowest loss
     kept = runs.nsmallest(240, "loss")
     loss = 1.8172181 + 477.826 * kept.params**-0.3473105 + 2143.417 * kept.tokens**-0.3671724
     residual = np.abs(np.log(loss) - np.log(kept.loss))
@@ -149,7 +149,7 @@ def test_testbed_shapes_count_to_their_params(testbed: Path) -> None:
 def test_testbed_gives_the_authors_laws(
     testbed: Path, dataset: str, law: tuple[float, ...], error_law: tuple[float, ...]
 ) -> None:
-    """Least squares on the rows read gives SPEC's digits: a wrong loss, task or size would change them."""
+    """Least squares on the rows read gives the published digits: a wrong loss, task or size would change them."""
     runs = read_runs(testbed, where=f"dataset == '{dataset}'")
     fit = runs[
         (runs.tokens_per_param == 20) & runs["size"].isin(["11M", "79M", "154M", "411M"])

@@ -1,5 +1,6 @@
 """Optimal splits against closed forms: Chinchilla's for a training budget, a hand-made one for a whole life."""
 
+import dataclasses
 import math
 from dataclasses import replace
 from itertools import pairwise
@@ -117,10 +118,19 @@ def test_refuses_an_aspect_for_a_law_blind_to_shape(exact: Law) -> None:
         lifetime_optimal(exact, target_loss=2.6, inference_tokens=0, aspect=64)
 
 
+def test_params_follow_from_shape_without_their_non_embedding_part() -> None:
+    runs = read_runs("morph-2025").assign(loss_kind="held-out")
+    full = fit(runs, "width-depth", draws=0).optimal(flops=1e21)
+    bare = fit(runs[["params", "tokens", "d_model", "n_layers", "loss"]], "width-depth", draws=0).optimal(flops=1e21)
+    derived = fit(runs.drop(columns=["non_embedding_params"]), "width-depth", draws=0).optimal(flops=1e21)
+    assert derived.d_model == pytest.approx(full.d_model, rel=1e-6)
+    assert bare.loss == pytest.approx(full.loss, rel=0.05)  # embeddings then count as blocks
+
+
 def test_refuses_a_law_that_cannot_turn_params_into_shape() -> None:
-    runs = read_runs("morph-2025").assign(loss_kind="held-out").drop(columns=["non_embedding_params"])
-    law = fit(runs, "width-depth", draws=0)
-    with pytest.raises(LawError, match="which tie params to width and depth; fit runs with"):
+    runs = read_runs("morph-2025").assign(loss_kind="held-out")
+    law = dataclasses.replace(fit(runs, "width-depth", draws=0), axes={})
+    with pytest.raises(LawError, match="nothing ties params to width and depth: fit runs with"):
         law.optimal(flops=1e21)
 
 

@@ -7,7 +7,18 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from lathe.cli.terminal import Columns, Progress, Runs, Where, Words, open_console, read_table, split_table
+from lathe.cli.terminal import (
+    Columns,
+    Progress,
+    Runs,
+    Where,
+    Words,
+    check_level,
+    need,
+    open_console,
+    read_table,
+    split_table,
+)
 
 ObjectiveName = Literal["squares-log", "huber-log", "squares"]
 FoldRule = Literal["auto", "size", "clusters", "quantiles"]
@@ -48,12 +59,13 @@ def fit(
         level: probability of the intervals that are printed and drawn.
         seed: of the bootstrap.
     """
+    from lathe.codec import check_path
     from lathe.laws.fit import fit as fit_law
-    from lathe.laws.store import check_path
     from lathe.report.law_tables import held_out_table, law_summary
 
+    check_level(level)
     if out is not None:
-        check_path(out)
+        check_path(out, ".json")
     if plot is not None:
         from lathe.report.charts import check_plot_path
 
@@ -71,7 +83,8 @@ def fit(
         law.save(out)
         console.print(f"law: {out}")
     if plot is not None:
-        from lathe.report.charts import law_page, save_chart
+        from lathe.report.charts import save_chart
+        from lathe.report.law_page import law_page
 
         save_chart(law_page(law, table, held_out=held, level=level), plot)
         console.print(f"plot: {plot}")
@@ -98,17 +111,18 @@ def predict(
         level: probability of the interval.
         assume: axes that no fitted run varied and to predict off all the same (vocab_size, tied, ff_ratio, kv_ratio,
             stored_ratio).
-        json: print JSON.
+        json: print JSON, a line a shape.
     """
     import numpy as np
 
-    from lathe.codec import dumps
+    from lathe.codec import canonical_json
     from lathe.errors import LawError
     from lathe.laws.axes import shape_columns
     from lathe.laws.law import Law
     from lathe.presets.shapes import load_shape
     from lathe.report.law_tables import prediction_table
 
+    need(shape, "--shape", "a preset's name or a file")
     if (tokens is None) == (tokens_per_param is None):
         raise LawError("give either --tokens or --tokens-per-param")
     fitted = Law.load(law)
@@ -126,7 +140,7 @@ def predict(
         if interval is not None:
             row |= {"level": level, "low": float(interval.low[i]), "high": float(interval.high[i])}
         one = {key: values[i : i + 1] for key, values in table.items()}
-        print(dumps(row | {"extrapolation": fitted.extrapolation(one)}))
+        print(canonical_json(row | {"extrapolation": fitted.extrapolation(one)}))
 
 
 def compare(
@@ -163,6 +177,7 @@ def compare(
     from lathe.laws.importers import match_rows
     from lathe.report.law_tables import comparison_table
 
+    need(forms, "--forms", "a form's name, auto or best")
     table = read_table(runs, columns, where, validation, (), target)
     focus_n = None if focus is None else match_rows(table, focus, source=runs)
     console = open_console()

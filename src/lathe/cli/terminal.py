@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
@@ -16,6 +16,22 @@ Words = tuple[str, ...]
 Runs = Annotated[str, arg(help="a published table's name (morph-2025), a .jsonl, .csv or .parquet file, or a folder")]
 Where = Annotated[str | None, arg(help="rows to keep, such as \"tokens_per_param >= 20 and size != '1B'\"")]
 Columns = Annotated[Words, arg(help="theirs=ours, for tables with column names of their own", metavar="THEIRS=OURS")]
+
+
+def need(words: Sequence[str], flag: str, wanted: str) -> None:
+    """Refuse a flag that was given without a value."""
+    from lathe.errors import LatheError
+
+    if not words:
+        raise LatheError(f"{flag} was given nothing; wanted {wanted}")
+
+
+def check_level(level: float) -> None:
+    """Refuse a level that is no probability, before the work whose intervals it shapes."""
+    from lathe.errors import LatheError
+
+    if not 0 < level < 1:
+        raise LatheError(f"--level {level:g} is no probability; give a number between 0 and 1, such as 0.9")
 
 
 def open_console() -> Console:

@@ -28,6 +28,16 @@ FREE: Mapping[str, str] = {
     "sharing": "sharing of layers",
 }
 """Axes that may be freed with `assume`, and what they are."""
+AXIS_FIELDS: Mapping[str, str] = {
+    "ff_ratio": "ff_ratios",
+    "kv_ratio": "kv_ratios",
+    "vocab_size": "vocab_sizes",
+    "tied": "tied",
+    "sharing": "sharing_counts",
+}
+"""The field of `Space` that holds an axis's choices."""
+KV_RATIOS = (1.0, 0.5, 0.25, 0.125)
+FF_RATIOS = (2.0, 2.5, 8 / 3, 3.0, 3.5, 4.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,13 +61,15 @@ class Space:
     sharing_counts: tuple[int, ...] = (1,)
     tensor_parallel: int = 1
     assumed: tuple[str, ...] = ()
+    guessed: tuple[str, ...] = ()
+    """Axes of which the fitted runs say nothing: what stands here is a guess."""
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
-            if isinstance(value, tuple) and item.name != "assumed" and not value:
+            if isinstance(value, tuple) and item.name not in ("assumed", "guessed") and not value:
                 raise BudgetError(f"the space of shapes has no {item.name}; give at least one")
-            numbers = value if isinstance(value, tuple) and item.name not in ("assumed", "tied") else ()
+            numbers = value if isinstance(value, tuple) and item.name not in ("assumed", "guessed", "tied") else ()
             if bad := [number for number in numbers if not number > 0]:
                 raise BudgetError(f"the space of shapes has {item.name} {bad[0]}; wanted numbers above zero")
 
@@ -136,7 +148,8 @@ def find_space(axes: Mapping[str, Axis], *, assume: Collection[str] = (), **choi
     Args:
         axes: what the fitted runs varied, `law.axes`.
         assume: axes of `FREE` to free all the same; the plan marks what they buy as unsupported.
-        choices: fields of `Space` to set; choices on a held axis are refused unless it is assumed.
+        choices: fields of `Space` to set; choices on a held axis are refused unless it is assumed. What the runs do not
+            say at all is taken from `base`.
 
     Raises:
         BudgetError: an unknown axis or field, or a choice on a held axis.
@@ -148,26 +161,26 @@ def find_space(axes: Mapping[str, Axis], *, assume: Collection[str] = (), **choi
     for name in choices:
         if name not in known:
             raise BudgetError(f"the space of shapes has no {name!r}{nearest(name, known)}")
-    held = _hold(axes)
-    freed = {"ff_ratio": "ff_ratios", "kv_ratio": "kv_ratios", "vocab_size": "vocab_sizes", "tied": "tied"}
-    freed["sharing"] = "sharing_counts"
+    base = choices.pop("base", None)
+    held = _hold(axes, base)
+    guessed = tuple(name for name in AXIS_FIELDS if name not in axes and name != "sharing")
     wide: dict[str, Any] = {
-        "ff_ratios": (2.0, 2.5, 8 / 3, 3.0, 3.5, 4.0),
-        "kv_ratios": (1.0, 0.5, 0.25, 0.125),
+        "ff_ratios": FF_RATIOS,
+        "kv_ratios": KV_RATIOS,
         "tied": (False, True),
         "sharing_counts": (1, 2),
         "vocab_sizes": tuple(sorted({32000, 50432, 65536, *held["vocab_sizes"]})),
     }
-    for axis, name in freed.items():
+    for axis, name in AXIS_FIELDS.items():
         if axis in assume:
             held[name] = wide[name]
-        elif name in choices and tuple(choices[name]) != tuple(held[name]):
+        elif name in choices and axis not in guessed and not set(choices[name]) <= set(held[name]):
             raise BudgetError(
                 f"{name}={choices[name]} leaves the runs' {FREE[axis]} ({held[name]}), which the law cannot see; free"
                 f" it with assume={axis!r}"
             )
-    base = choices.pop("base", None) or _base(held)
-    return Space(**{"base": base, **held, **choices, "assumed": tuple(assume)})
+    base = base or _base(held)
+    return Space(**{"base": base, **held, **choices, "assumed": tuple(assume), "guessed": guessed})
 
 
 def _base(held: Mapping[str, Any]) -> Shape:
@@ -175,21 +188,29 @@ def _base(held: Mapping[str, Any]) -> Shape:
     return Shape.of(d_model=1024, n_layers=8, n_heads=8, vocab_size=held["vocab_sizes"][0], tied=held["tied"][0])
 
 
-def _hold(axes: Mapping[str, Axis]) -> dict[str, Any]:
-    """Take each held axis at the runs' value: the only one, or the lowest where rounding or chance spread it."""
+def _hold(axes: Mapping[str, Axis], base: Shape | None) -> dict[str, Any]:
+    """Take each axis at the runs' own values: the only one, or those they varied; of silent runs, the base's."""
     ff, kv, vocab, tied = (axes.get(n) for n in ("ff_ratio", "kv_ratio", "vocab_size", "tied"))
+    like = base or Shape.of(d_model=1536, n_layers=8, n_heads=12, vocab_size=50432)
     return {
-        "ff_ratios": (8 / 3,) if ff is None else (ff.low,) if ff.high < VARIED * ff.low else (ff.low, ff.high),
-        "kv_ratios": (1.0,) if kv is None else (kv.low,),
-        "vocab_sizes": (50432,) if vocab is None else (round(vocab.low),),
-        "tied": (False,) if tied is None else (bool(tied.low),),
+        "ff_ratios": (like.d_ff / like.d_model,) if ff is None else _between(ff, FF_RATIOS, rounding=VARIED),
+        "kv_ratios": (like.n_kv_heads / like.n_heads,) if kv is None else _between(kv, KV_RATIOS),
+        "vocab_sizes": (like.vocab_size,) if vocab is None else tuple(round(v) for v in _between(vocab, ())),
+        "tied": (like.tied,) if tied is None else tuple(sorted({bool(tied.low), bool(tied.high)})),
         "sharing_counts": (1,),
     }
 
 
+def _between(axis: Axis, usual: tuple[float, ...], *, rounding: float = 1.0 + 1e-9) -> tuple[float, ...]:
+    """List the ends of a varied axis and the usual values between; the lower end of one spread by rounding alone."""
+    if axis.high <= rounding * axis.low:
+        return (axis.low,)
+    return tuple(sorted({axis.low, axis.high, *(value for value in usual if axis.low < value < axis.high)}))
+
+
 def find_departures(found: Candidates, space: Space, axes: Mapping[str, Axis]) -> dict[str, np.ndarray]:
     """Mark, for each assumed axis, the candidates that leave what the fitted runs had: no data speaks for them."""
-    held, at = _hold(axes), found.columns
+    held, at = _hold(axes, space.base), found.columns
     kv = _range(axes.get("kv_ratio"), held["kv_ratios"])
     vocab = _range(axes.get("vocab_size"), held["vocab_sizes"])
     tied = _range(axes.get("tied"), held["tied"])
@@ -250,7 +271,8 @@ def candidates(space: Space, *, references: bool = True) -> Candidates:
         "tied": np.array(space.tied)[e], "sharing_count": shared[s],
     }  # fmt: skip
     rows = {name: c.astype(bool if name == "tied" else np.float64, copy=False) for name, c in columns.items()}
-    found = Candidates(base=space.base, columns=rows, freed=space.assumed)
+    freed = tuple(axis for axis, name in AXIS_FIELDS.items() if len(getattr(space, name)) > 1)
+    found = Candidates(base=space.base, columns=rows, freed=freed)
     found = _add_references(found, space) if references else found
     if not len(found):
         raise BudgetError("no shape of this space fits together; widen it")
@@ -262,7 +284,6 @@ def _add_references(found: Candidates, space: Space) -> Candidates:
     added: dict[str, Shape] = {}
     for name, preset in shape_presets().items():
         s = preset.shape
-        ratio = s.d_ff / s.d_model
         if (
             s.vocab_size in space.vocab_sizes
             and s.tied in space.tied
@@ -271,7 +292,6 @@ def _add_references(found: Candidates, space: Space) -> Candidates:
             and any(abs(s.n_kv_heads / s.n_heads - k) < 1e-6 for k in space.kv_ratios)
             and any(-1e-6 <= s.d_ff - f * s.d_model + 1 <= space.ff_multiple + 1 for f in space.ff_ratios)
             and s.d_head * s.n_heads == s.d_model
-            and ratio > 0
             and s not in added.values()
         ):
             added[name] = s

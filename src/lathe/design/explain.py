@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from lathe.budget import Budget
-from lathe.design.candidates import FREE, Space, find_departures
+from lathe.design.candidates import AXIS_FIELDS, FREE, Space, find_departures
 from lathe.design.limits import Limit, fitting
 from lathe.design.outlook import CHUNK, Outlook, serve
 from lathe.device import Device
-from lathe.latency.roofline import count_launches
+from lathe.latency.roofline import count_launches, predict_latency
 from lathe.laws.axes import HELD
 from lathe.laws.law import Law
 from lathe.workload import Workload
@@ -35,10 +35,13 @@ def explain(
     notes = [_bound(device, engine, seen, best)]
     if any(limit.timed for limit in limits):
         notes.append(_other_engine(device, workload, engine, seen, best, limits))
-    if budget.tokens is not None:
-        more = seen.found.take(np.array([best])).law_columns(1.1 * budget.tokens)
+    if budget.target_loss is None:
+        more = seen.found.take(np.array([best])).law_columns(1.1 * seen.tokens_n[[best]])
         gain = float(seen.loss_n[best] - law.predict(more, assume=HELD)[0])
         notes.append(f"10 % more training tokens would lower its loss by {gain:.4f}")
+    for name in space.guessed:
+        held = ", ".join(f"{value:.4g}" for value in getattr(space, AXIS_FIELDS[name]))
+        notes.append(f"the fitted runs say nothing of {name} ({FREE[name]}); {held} is a guess")
     if space.assumed:
         notes.append(_assumption(seen, order, space, law))
     one = seen.found.take(np.array([best])).law_columns(seen.tokens_n[[best]])
@@ -87,12 +90,19 @@ def _other_engine(
     layers = seen.found.columns["n_layers"]
     eager, graph = (row, best) if other == "eager" else (best, row)
     reason = ""
-    if layers[graph] > layers[eager]:
+    launched = best if engine == "eager" else row
+    if layers[graph] > layers[eager] and _is_launch_bound(seen, launched):
         reason = (
             f": launch overhead is what makes depth costly, {layers[eager]:.0f} layers eagerly where a graph affords"
             f" {layers[graph]:.0f}"
         )
     return f"within the same budget engine={other!r} would choose {theirs} over {mine}{reason}"
+
+
+def _is_launch_bound(seen: Outlook, row: int) -> bool:
+    """Say whether launches bound decoding of a candidate when run eagerly."""
+    found = seen.found.take(np.array([row]))
+    return bool(predict_latency(found, device=seen.device, workload=seen.workload).decode_bound[0] == "launch")
 
 
 def _assumption(seen: Outlook, order: np.ndarray, space: Space, law: Law) -> str:

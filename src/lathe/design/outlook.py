@@ -17,13 +17,13 @@ from lathe.device import Device
 from lathe.latency.roofline import predict_latency
 from lathe.laws.axes import HELD
 from lathe.laws.law import Law
+from lathe.laws.optimum import tokens_to
 from lathe.laws.system import Array
 from lathe.shape import count_params
 from lathe.workload import Workload
 
 CHUNK = 1 << 15
 """Candidates predicted together: their columns stay in a core's cache."""
-MOST_TOKENS = 1e18
 SERVING = ("first_token_s", "per_token_s", "total_s", "memory_bytes", "params")
 """What serving a candidate takes, and what a budget may limit."""
 
@@ -107,22 +107,6 @@ def _train(found: Candidates, law: Law, budget: Budget, params_n: Array) -> dict
     if budget.min_params is not None:
         cost_n = np.where(params_n >= budget.min_params, cost_n, np.inf)
     return {"tokens": tokens_n, "loss": loss_n, "cost": cost_n}
-
-
-def tokens_to(law: Law, table: Mapping[str, Any], target: float) -> Array:
-    """Bisect for the tokens at which each row reaches the target loss; infinite where none up to 1e18 do."""
-    count = len(table["d_model"])
-    low_n, high_n = np.zeros(count), np.full(count, np.log(MOST_TOKENS))
-
-    def reaches(log_tokens_n: Array) -> np.ndarray:
-        return law.predict({**table, "tokens": np.exp(log_tokens_n)}, assume=HELD) <= target
-
-    possible_n = reaches(high_n)
-    for _ in range(50):
-        middle_n = 0.5 * (low_n + high_n)
-        enough_n = reaches(middle_n)
-        low_n, high_n = np.where(enough_n, low_n, middle_n), np.where(enough_n, middle_n, high_n)
-    return np.where(possible_n, np.exp(high_n), np.inf)
 
 
 def share_chances(law: Law, seen: Outlook, rows: np.ndarray, budget: Budget) -> Array:

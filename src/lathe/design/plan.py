@@ -6,8 +6,8 @@ enumerate, predict loss and latency, keep what fits, rank.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,9 +19,11 @@ from lathe.design.outlook import Outlook, find_front, look, share_chances, sort_
 from lathe.device import Device
 from lathe.errors import BudgetError, RecipeError
 from lathe.laws.axes import HELD
+from lathe.laws.downstream import Chain, chain
 from lathe.laws.hyper import step_law
 from lathe.laws.law import Law
-from lathe.laws.optimum import refuse_run_mean
+from lathe.laws.optimum import SHAPE_COLUMNS, refuse_run_mean
+from lathe.laws.sigmoid import SigmoidLaw
 from lathe.recipe import Recipe
 from lathe.shape import Shape, count_train_flops
 from lathe.workload import Workload
@@ -31,7 +33,6 @@ SHORTLIST = 2000
 MEMORY_RUNGS = 24
 TIES = ("memory_bytes", "total_s")
 """What sets shapes of one predicted loss in order, the last first."""
-SHAPE_COLUMNS = frozenset({"d_model", "n_layers", "aspect"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +51,10 @@ class Choice:
     loss: float
     loss_low: float | None
     loss_high: float | None
+    accuracy: float | None
+    accuracy_low: float | None
+    accuracy_high: float | None
+    """Through the error law; None without one."""
     chance: float
     first_token_s: float
     per_token_s: float
@@ -58,6 +63,9 @@ class Choice:
     prefill_bound: str
     decode_bound: str
     train_flops: float
+    train_days: float | None
+    dollars: float | None
+    """What training it takes on the budget's training devices; None where it names none."""
     lifetime_flops: float | None
     on_front: bool
     unsupported: tuple[str, ...] = ()
@@ -120,6 +128,7 @@ def plan(
     top: int = 5,
     assume: Collection[str] = (),
     space: Space | None = None,
+    error_law: Law | SigmoidLaw | None = None,
     level: float = 0.9,
 ) -> Plan:
     """Rank the shapes that a budget allows by the loss the law predicts for them.
@@ -129,6 +138,8 @@ def plan(
         top: choices to keep.
         assume: axes that no fitted run varied, to free all the same (`lathe.design.candidates.FREE`).
         space: the shapes to consider; by default all aligned ones, held at the runs' values where the law is blind.
+        error_law: a law from loss to downstream error or accuracy (see `lathe.laws.downstream.chain`): choices then
+            show their accuracy, and a budget may name a `target_accuracy`.
         level: probability of the intervals.
 
     Raises:
@@ -136,6 +147,10 @@ def plan(
         LawError: training tokens left to a law of run-mean losses, which asks for too many.
     """
     _check_law(law, budget)
+    if top < 1:
+        raise BudgetError(f"top={top}; a plan shows 1 choice or more")
+    scores = None if error_law is None else chain(law, error_law)
+    budget = _reach(budget, scores)
     limits = list_limits(budget, device)
     space = space or find_space(law.axes, assume=assume)
     seen = look(candidates(space), law, device, workload, budget, engine)
@@ -150,7 +165,8 @@ def plan(
     short = own[:SHORTLIST]
     chances = share_chances(law, seen, short, budget) if law.has_draws and len(short) else np.zeros(len(short))
     writer = _Writer(
-        law=law, seen=seen, space=space, budget=budget, level=level, front=front, twins=twins, rank_n=_rank(seen, own),
+        law=law, scores=scores, seen=seen, space=space, budget=budget, level=level, front=front,
+        twins=twins, rank_n=_rank(seen, own),
         chance_of=dict(zip(short.tolist(), chances.tolist(), strict=True)),
     )  # fmt: skip
     return Plan(
@@ -171,6 +187,16 @@ def plan(
         notes=explain(law, device, workload, budget, engine, seen, order, limits, space),
         level=level,
     )
+
+
+def _reach(budget: Budget, scores: Chain | None) -> Budget:
+    """Turn a target accuracy into the loss at which the error law gives it."""
+    if budget.target_accuracy is None:
+        return budget
+    if scores is None:
+        raise BudgetError("target_accuracy needs an error law, from loss to accuracy; fit one with form='error'")
+    target_loss = scores.loss_at(budget.target_accuracy)
+    return replace(budget, target_loss=target_loss, target_accuracy=None)
 
 
 def _rank(seen: Outlook, order: np.ndarray) -> np.ndarray:
@@ -225,6 +251,7 @@ class _Writer:
     """Everything a row of candidates needs to become a choice."""
 
     law: Law
+    scores: Chain | None
     seen: Outlook
     space: Space
     budget: Budget
@@ -247,10 +274,24 @@ class _Writer:
             if band is None
             else list(zip(band.low.tolist(), band.high.tolist(), strict=True))
         )
+        accuracy = self._accuracies(table, len(rows))
         return tuple(
-            self._choice(row, bounds=bounds[i], edges=edges[i], unsupported=tuple(a for a in left if left[a][i]))
+            self._choice(
+                row, bounds=bounds[i], edges=edges[i], accuracy=accuracy[i],
+                unsupported=tuple(a for a in left if left[a][i]),
+            )
             for i, row in enumerate(rows.tolist())
-        )
+        )  # fmt: skip
+
+    def _accuracies(self, table: Mapping[str, np.ndarray], count: int) -> list[tuple[float | None, ...]]:
+        """Send the rows through the error law: accuracy, and its interval's ends, of each."""
+        if self.scores is None:
+            return [(None, None, None)] * count
+        value_n = self.scores.accuracy(table, assume=HELD)
+        if not self.law.has_draws:
+            return [(float(value), None, None) for value in value_n]
+        band = self.scores.interval(table, level=self.level, assume=HELD)
+        return list(zip(value_n.tolist(), band.low.tolist(), band.high.tolist(), strict=True))
 
     def _choice(
         self,
@@ -258,11 +299,14 @@ class _Writer:
         *,
         bounds: tuple[str, str],
         edges: tuple[float | None, float | None],
+        accuracy: tuple[float | None, ...],
         unsupported: tuple[str, ...],
     ) -> Choice:
         seen, on_front = self.seen, not _dominated(self.seen, row, self.front)
         same = self.twins.get(row, row)
         shape, tokens = seen.found.shape(row), float(seen.tokens_n[row])
+        train_flops = float(count_train_flops(shape, tokens, shape.max_seq_len))
+        train_days, dollars = self.budget.training_cost(train_flops)
         return Choice(
             rank=int(self.rank_n[same]),
             name=seen.found.name(row),
@@ -271,10 +315,15 @@ class _Writer:
             loss=float(seen.loss_n[row]),
             loss_low=edges[0],
             loss_high=edges[1],
+            accuracy=accuracy[0],
+            accuracy_low=accuracy[1],
+            accuracy_high=accuracy[2],
             chance=self.chance_of.get(same, 0.0),
             prefill_bound=bounds[0],
             decode_bound=bounds[1],
-            train_flops=float(count_train_flops(shape, tokens, shape.max_seq_len)),
+            train_flops=train_flops,
+            train_days=train_days,
+            dollars=dollars,
             lifetime_flops=None if self.budget.target_loss is None else float(seen.cost_n[row]),
             on_front=on_front,
             unsupported=unsupported,

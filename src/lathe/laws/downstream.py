@@ -86,6 +86,24 @@ class Chain:
         """Predict the accuracy of one shape trained on `tokens`."""
         return float(self.accuracy(shape_columns(shape, tokens=tokens), assume=assume)[0])
 
+    def loss_at(self, accuracy: float) -> float:
+        """Find the loss at which the error law gives an accuracy, between .2 and 20 nats.
+
+        Raises LawError for an accuracy the error law never gives.
+        """
+        name = self.loss_law.target
+
+        def excess(loss: float) -> float:
+            return float(self._to_accuracy(self.error_law.predict({name: np.array([loss])}))[0]) - accuracy
+
+        best, worst = excess(0.2), excess(20.0)
+        if not worst < 0 < best:
+            raise LawError(
+                f"the error law gives accuracies from {worst + accuracy:.3g} to {best + accuracy:.3g} and never"
+                f" {accuracy:g}; ask for one between"
+            )
+        return float(brentq(excess, 0.2, 20.0))
+
     def extrapolation(self, columns: Table, *, assume: Collection[str] = ()) -> list[str]:
         """Say how far the rows reach beyond the runs of either law; empty inside their range."""
         beyond = self.error_law.extrapolation(self._loss(columns, assume))

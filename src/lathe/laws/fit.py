@@ -71,7 +71,7 @@ def fit(
     if all(s.excluded for s in scores):
         reasons: dict[str, list[str]] = {}
         for s in scores:
-            reasons.setdefault(s.excluded.replace(repr(s.form), "it"), []).append(s.form)
+            reasons.setdefault(s.excluded.replace(f"form {s.form!r}", "the form"), []).append(s.form)
         raise LawError("no form fits these runs. " + " ".join(f"{', '.join(n)}: {why}." for why, n in reasons.items()))
     if automatic != "auto":
         scores = [replace(s, weight=float(i == 0), interval_weight=float(i == 0)) for i, s in enumerate(scores)]

@@ -34,7 +34,7 @@ def judge(members: tuple[Member, ...], columns: Table, y_n: Array) -> tuple[str,
             )
     for member in members:
         if member.weight > 0:
-            found += [f"{member.form.name}: {text}" for text in _unsure(member)]
+            found += [f"{member.form.name}: {text}" for text in _unsure(member, runs=len(y_n))]
     shapes = _distinct_shapes(table)
     reads_shape = {c for m in members for c in m.form.columns} & {"d_model", "n_layers", "aspect"}
     if reads_shape and shapes is not None and shapes < 8:
@@ -49,10 +49,13 @@ def _distinct_shapes(table: Mapping[str, Array]) -> int | None:
     return len(set(zip(table["d_model"].tolist(), table["n_layers"].tolist(), strict=True)))
 
 
-def _unsure(member: Member) -> list[str]:
+def _unsure(member: Member, *, runs: int) -> list[str]:
     found = []
     k = len(member.form.coefficients)
     for name, theta, se in zip(member.form.exponents, member.theta_p[k:], member.theta_se_p[k:], strict=True):
+        if math.isinf(se) and runs <= len(member.theta_p):
+            found.append("as many parameters as runs: no standard error can be given")
+            break
         if math.isinf(se):
             found.append(f"exponent {name} cannot be told from other coefficients by these runs")
         elif se > 0.5 * theta:

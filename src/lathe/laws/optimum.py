@@ -8,12 +8,13 @@ Training FLOPs are 6·N·D and serving FLOPs 2·N a token throughout, as the law
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from lathe.errors import LawError
-from lathe.laws.axes import BLOCK
+from lathe.laws.axes import BLOCK, HELD
 from lathe.laws.law import Law
 from lathe.laws.system import Array
 
@@ -276,20 +277,23 @@ def _cost(params_g: Array, tokens_sg: Array, inference: float) -> Array:
 
 
 def _tokens_to(law: Law, params_g: Array, aspects: Array | None, target: float) -> Array:
-    """Bisect for the tokens at which each size reaches the target; infinite where none within 1e3 to 1e18 do.
-
-    Returns axes (s, g), with one row for a law blind to shape.
-    """
+    """Find the tokens at which each size reaches the target; returns axes (s, g), one row for a law blind to shape."""
     table = _table(law, params_g, np.ones_like(params_g), aspects)  # width and depth do not depend on the tokens
-    shape = (1 if aspects is None else len(aspects), len(params_g))
-    low, high = np.full(shape, math.log(1e3)), np.full(shape, math.log(1e18))
+    tokens = tokens_to(law, table, target)
+    return tokens.reshape(1 if aspects is None else len(aspects), len(params_g))
 
-    def reached(log_tokens: Array) -> np.ndarray:
-        return law.predict({**table, "tokens": np.exp(log_tokens).ravel()}).reshape(shape) <= target
 
-    possible = reached(high)
+def tokens_to(law: Law, table: Mapping[str, Array], target: float) -> Array:
+    """Bisect for the tokens at which each row reaches the target loss; infinite where none from 1e3 to 1e18 do."""
+    count = len(next(iter(table.values())))
+    low_n, high_n = np.full(count, math.log(1e3)), np.full(count, math.log(1e18))
+
+    def reaches(log_tokens_n: Array) -> np.ndarray:
+        return law.predict({**table, "tokens": np.exp(log_tokens_n)}, assume=HELD) <= target
+
+    possible_n = reaches(high_n)
     for _ in range(60):
-        middle = 0.5 * (low + high)
-        enough = reached(middle)
-        low, high = np.where(enough, low, middle), np.where(enough, middle, high)
-    return np.where(possible, np.exp(high), np.inf)
+        middle_n = 0.5 * (low_n + high_n)
+        enough_n = reaches(middle_n)
+        low_n, high_n = np.where(enough_n, low_n, middle_n), np.where(enough_n, middle_n, high_n)
+    return np.where(possible_n, np.exp(high_n), np.inf)

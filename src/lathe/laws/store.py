@@ -49,14 +49,6 @@ class LawRecord:
     seed: int
 
 
-def check_path(path: Path) -> None:
-    """Refuse a file that `save` could not write, before the work whose result it shall hold. Raises CodecError."""
-    if path.suffix != ".json":
-        raise CodecError(f"{path}: the name should end in .json")
-    if not path.parent.is_dir():
-        raise CodecError(f"there is no folder {path.parent} to write {path.name} in; make it first")
-
-
 def save(law: Law, path: Path) -> None:
     """Write a law, whole or not at all."""
     members = [
@@ -94,7 +86,8 @@ def load(path: Path) -> Law:
     Raises:
         CodecError: the file is truncated, holds something else, was written by a newer version, or contradicts itself.
     """
-    record = codec.load(LawRecord, path, kind="law", version=VERSION)
+    body = codec.untag(codec.read_document(path), kind="law", version=VERSION, source=str(path))
+    record = codec.decode(LawRecord, body, source=str(path))
     if any(m.weight < 0 or m.interval_weight < 0 for m in record.members):
         raise CodecError(f"{path}: a member has a weight below zero; fit the law again")
     if not any(m.weight > 0 for m in record.members):

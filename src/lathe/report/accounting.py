@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from lathe.errors import ShapeError
 from lathe.presets.shapes import ShapePreset
 from lathe.report.tables import make_table
 from lathe.shape import DTYPE_BYTES, Shape
@@ -25,6 +26,8 @@ def accounting(shape: Shape, *, context: int | None = None) -> dict[str, Any]:
     numbers, ready for JSON.
     """
     context = shape.max_seq_len if context is None else context
+    if context < 1:
+        raise ShapeError(f"context={context}; wanted 1 token or more")
     memory = {}
     for dtype in DTYPE_BYTES:
         cache = shape.kv_bytes(1, context, _cache_dtype(dtype))

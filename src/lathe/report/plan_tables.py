@@ -14,6 +14,9 @@ from lathe.report.tables import format_count, make_table, titled
 
 REFERENCES = 5
 """Published shapes shown, of those that fit."""
+EXTRAS = {"accuracy": ("accuracy", "{:.3f}"), "train_days": ("days", "{:.3g}"), "dollars": ("dollars", "{:,.0f}")}
+"""Columns shown where a plan has them: heading and format."""
+NOTHING = "no shape can be trained as asked: none has min_params, or none reaches the target"
 UNITS = {"memory_bytes": format_bytes, "params": format_count}
 
 
@@ -26,10 +29,8 @@ def plan_summary(plan: Plan) -> Group:
     parts: list[RenderableType] = [Text(head, style="dim"), Text(counted, style="dim")]
     if plan.choices:
         parts.append(titled("Choices, lowest predicted loss first", *choice_table(plan.choices, plan)))
-    elif plan.nearest is not None:
-        parts.append(Text(_nearest(plan), style="bold red"))
     else:
-        parts.append(Text("no shape can be trained as asked: no size reaches the target loss", style="bold red"))
+        parts.append(Text(name_nearest(plan), style="bold red"))
     if plan.references:
         parts.append(titled("Published shapes within the budget", *choice_table(plan.references[:REFERENCES], plan)))
     parts.append(titled("Limits", _limit_table(plan)))
@@ -41,8 +42,9 @@ def choice_table(choices: Iterable[Choice], plan: Plan) -> tuple[Table, *tuple[s
     rows = list(choices)
     lifetime = plan.budget.target_loss is not None
     heads = ["rank", "shape", "params", "tokens", "loss", f"{plan.level:.0%} interval", "best", "total", "a token"]
-    heads += ["memory", "bound by", "life FLOPs" if lifetime else "train FLOPs", "front"]
-    table = make_table(*heads, text=2)
+    heads += ["memory", "bound by", "life FLOPs" if lifetime else "train FLOPs"]
+    extra = [name for name in EXTRAS if any(getattr(c, name) is not None for c in rows)]
+    table = make_table(*heads, *(EXTRAS[name][0] for name in extra), "front", text=2)
     for c in rows:
         band = "–" if c.loss_low is None or c.loss_high is None else f"{c.loss_low:.4f} – {c.loss_high:.4f}"
         name = f"{c.name} †" if c.unsupported else c.name
@@ -50,6 +52,7 @@ def choice_table(choices: Iterable[Choice], plan: Plan) -> tuple[Table, *tuple[s
         cells = [f"{c.rank}", name, format_count(c.params), format_count(c.tokens), f"{c.loss:.4f}", band]
         cells += [f"{c.chance:.0%}", format_seconds(c.total_s), format_seconds(c.per_token_s)]
         cells += [format_bytes(c.memory_bytes), c.decode_bound, f"{cost:.3g}"]
+        cells += [EXTRAS[name][1].format(getattr(c, name)) for name in extra]
         table.add_row(*cells, "yes" if c.on_front else f"no: {c.beaten_by}" if c.beaten_by else "no")
     if any(c.unsupported for c in rows):
         return table, "† leaves what the fitted runs had by assumption: no data supports its loss"
@@ -66,8 +69,10 @@ def _limit_table(plan: Plan) -> Table:
     return table
 
 
-def _nearest(plan: Plan) -> str:
-    assert plan.nearest is not None
+def name_nearest(plan: Plan) -> str:
+    """Say which shape breaks the budget least, and what to relax."""
+    if plan.nearest is None:
+        return NOTHING
     unit = UNITS.get(plan.nearest.limit, format_seconds)
     near = plan.nearest
     return (
