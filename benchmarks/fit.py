@@ -109,7 +109,7 @@ def time_chinchilla(points: dict[str, np.ndarray]) -> Rows:
             ),
         ]
     rows += time_package(points, seconds, float(cost_b[0]))
-    rows.append(row("chinchilla, 240 points: lathe.fit with cross-validation, no draws", with_folds, "s"))
+    rows.append(row("chinchilla, 240 points: lathe.fit, no draws", with_folds, "s"))
     rows.append(row(f"chinchilla, 240 points: lathe.fit with cross-validation and {DRAWS} draws", whole, "s"))
     rows.append(row("chinchilla, 240 points: first fit of a fresh process, imports apart", first_fit(points), "s"))
     best_p = min(tried, key=lambda f: f.fun).x
