@@ -17,5 +17,5 @@ SHARED_DATA = Path(__file__).resolve().parents[1] / ".." / "shared/data"
 def shared_data() -> Path:
     """Give the folder of real data beside the checkout, or skip the test."""
     if not SHARED_DATA.is_dir():
-        pytest.skip("needs the real data in ../shared/data (see CONTRIBUTING.md); the folder is not there")
+        pytest.skip("needs the real data in a folder shared/data beside the checkout; it is not there")
     return SHARED_DATA.resolve()

@@ -424,3 +424,10 @@ def test_where_drops_rows_before_they_are_checked(tmp_path: Path) -> None:
     refuse(path, "row 3", "no value")
     refuse(path, "row 4", "-1.0", where="size != 'broken'")
     assert len(read_runs(path, where="loss > 0")) == 2
+
+
+def test_refuses_a_column_named_twice(tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    path.write_text("params,tokens,loss,params\n1e8,2e9,3.5,2e8\n", encoding="utf-8")
+    with pytest.raises(RunsError, match="names the column 'params' twice"):
+        read_runs(path)

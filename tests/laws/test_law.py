@@ -1,5 +1,6 @@
 """What a `Law` answers, what it refuses to say, what it warns of, and that a saved one is the same law."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -298,3 +299,12 @@ def test_saves_whole_or_not_at_all(one: Law, tmp_path: Path) -> None:
     with pytest.raises(CodecError, match="cannot be written"):
         one.save(tmp_path / "absent" / "law.json")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_refuses_shared_layers_where_no_run_shared_any() -> None:
+    law = fit(read_runs("morph-2025"), "width-depth", draws=0)
+    shape = load_shape("scale_open_lm_1b_v8")
+    shared = dataclasses.replace(shape, sharing="immediate", sharing_count=2)
+    with pytest.raises(LawError, match=r"sharing = 0\.5, but every run this law was fit on has sharing = 1"):
+        law.loss(shared, tokens=29e9)
+    assert law.loss(shared, tokens=29e9, assume=("sharing",)) == pytest.approx(law.loss(shape, tokens=29e9))

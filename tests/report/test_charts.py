@@ -11,10 +11,11 @@ import pytest
 from lathe.errors import LatheError, LawError, MissingExtraError
 from lathe.laws.fit import fit
 from lathe.laws.importers import read_runs
-from lathe.report.charts import check_plot_path, law_page, save_chart
+from lathe.report.charts import check_plot_path, save_chart
 from lathe.report.html import DataTable, Page, Section
 from lathe.report.law_charts import chart_fit, chart_levels, chart_predicted, chart_residuals
 from lathe.report.law_levels import find_levels, nice_steps, reads_shape
+from lathe.report.law_page import law_page
 from lathe.report.law_points import group, list_primaries, read_points, short, trace
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import tyro
 
+from lathe import __version__
 from lathe.cli.laws import compare, fit, optimal, predict
 from lathe.cli.plans import calibrate, devices, latency, next_runs, plan
 from lathe.cli.shapes import shape, shapes
@@ -36,8 +37,12 @@ Each command says more: lathe fit --help"""
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command; an error that the user can mend ends in one line on stderr and exit code 2."""
+    given = sys.argv[1:] if argv is None else list(argv)
+    if given == ["--version"]:
+        print(f"lathe {__version__}")
+        return
     try:
-        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="lathe", description=DESCRIPTION, args=argv)
+        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="lathe", description=DESCRIPTION, args=given)
     except LatheError as error:
         print(f"lathe: {error}", file=sys.stderr)
         sys.exit(2)

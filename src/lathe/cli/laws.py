@@ -110,7 +110,7 @@ def predict(
         tokens_per_param: training tokens a parameter, instead of tokens.
         level: probability of the interval.
         assume: axes that no fitted run varied and to predict off all the same (vocab_size, tied, ff_ratio, kv_ratio,
-            stored_ratio).
+            sharing).
         json: print JSON, a line a shape.
     """
     import numpy as np

@@ -14,8 +14,11 @@ from lathe.runs import Table, derive, list_columns
 if TYPE_CHECKING:
     from lathe.shape import Shape
 
-HELD = ("vocab_size", "tied", "ff_ratio", "kv_ratio", "stored_ratio")
-"""Axes no form reads. Where the runs held one at a single value, a law is silent about any other."""
+HELD = ("vocab_size", "tied", "ff_ratio", "kv_ratio", "sharing")
+"""Axes no form reads. Where the runs held one at a single value, a law is silent about any other.
+
+`sharing` is the share of layers that are stored, 1 where none is shared.
+"""
 SCALES = ("params", "tokens", "d_model", "n_layers", "aspect", "tokens_per_param")
 """Axes whose range a prediction may leave, at its peril."""
 BLOCK = "block_ratio"
@@ -41,7 +44,7 @@ def shape_columns(shape: Shape, *, tokens: float) -> dict[str, Array]:
 
 def measure_axes(columns: Table) -> dict[str, Axis]:
     """Find the range of every axis that the columns hold; runs that say nothing of sharing layers shared none."""
-    axes = {"stored_ratio": Axis(low=1.0, high=1.0, distinct=1)}
+    axes = {"sharing": Axis(low=1.0, high=1.0, distinct=1)}
     for name, values_n in axis_values({c: columns[c] for c in list_columns(columns)}).items():
         finite_n = values_n[np.isfinite(values_n)]
         if len(finite_n):
@@ -61,6 +64,8 @@ def axis_values(table: Mapping[str, object]) -> dict[str, Array]:
     """Read the axes a law keeps: scales, and the ratios d_ff/d_model and n_kv_heads/n_heads."""
     table = {**table, **derive(table)}
     values = {n: np.atleast_1d(np.asarray(table[n], dtype=np.float64)) for n in (*SCALES, *HELD) if n in table}
+    if "stored_ratio" in table:
+        values["sharing"] = np.asarray(table["stored_ratio"], dtype=np.float64)
     for name, top, bottom in (("ff_ratio", "d_ff", "d_model"), ("kv_ratio", "n_kv_heads", "n_heads")):
         if top in table and bottom in table:
             values[name] = np.asarray(table[top], dtype=np.float64) / np.asarray(table[bottom], dtype=np.float64)

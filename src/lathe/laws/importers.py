@@ -118,7 +118,7 @@ def _read_jsonl(path: Path) -> pd.DataFrame:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise RunsError(
-                f"{path}, line {number} is not whole JSON ({error}); if its writing was cut off, remove it"
+                f"{path}, line {number} is not whole JSON ({error.msg}); if its writing was cut off, remove it"
             ) from None
         if not isinstance(row, dict):
             raise RunsError(f"{path}, line {number} holds a {type(row).__name__}; wanted one JSON object a line")
@@ -134,6 +134,9 @@ def _read_csv(path: Path) -> pd.DataFrame:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
+            header = pd.read_csv(path, header=None, nrows=1, dtype=str).iloc[0].tolist()
+            if doubled := [name for name in header if header.count(name) > 1]:
+                raise RunsError(f"{path} names the column {doubled[0]!r} twice; rename or remove one")
             return pd.read_csv(path, index_col=False, low_memory=False)
     except pd.errors.EmptyDataError:
         raise RunsError(f"{path} is empty; wanted a line of column names, then one row a run") from None

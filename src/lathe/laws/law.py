@@ -214,5 +214,5 @@ class Law:
                 raise LawError(
                     f"row {row + 1}: {name} = {values[name][row]:g}, but every run this law was fit on has {name} ="
                     f" {axis.low:g}, so it cannot say what that does to {self.target}; change the shape, add runs that"
-                    f" vary {name}, or accept the ignorance with assume={name!r}"
+                    f" vary {name}, or accept the ignorance with assume={name!r} (--assume {name})"
                 )

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from lathe.codec import write_atomic
 from lathe.errors import LatheError, MissingExtraError
 from lathe.report.html import Page, Section, render_page
-from lathe.report.law_page import law_page
 from lathe.report.theme import LIGHT, chart_config
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
     from lathe.report.html import AnyChart
 
-__all__ = ["PLOT_SUFFIXES", "check_plot_path", "law_page", "lay_out", "save_chart"]
+__all__ = ["PLOT_SUFFIXES", "check_plot_path", "lay_out", "save_chart"]
 
 PLOT_SUFFIXES = (".html", ".png", ".svg", ".pdf", ".json")
 PANEL_WIDTH = 440
