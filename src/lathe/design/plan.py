@@ -17,7 +17,7 @@ from lathe.design.explain import explain
 from lathe.design.limits import Limit, Nearest, find_nearest, fitting, list_limits, relax
 from lathe.design.outlook import Outlook, find_front, look, share_chances, sort_by_time
 from lathe.device import Device
-from lathe.errors import BudgetError, RecipeError
+from lathe.errors import BudgetError, DeviceError, RecipeError
 from lathe.laws.axes import HELD
 from lathe.laws.downstream import Chain, chain
 from lathe.laws.hyper import step_law
@@ -146,6 +146,8 @@ def plan(
         BudgetError: the law cannot rank shapes, or the budget contradicts itself or the device.
         LawError: training tokens left to a law of run-mean losses, which asks for too many.
     """
+    if not isinstance(device, Device):
+        raise DeviceError(f"device={device!r} is no Device; look a preset up with load_device")
     _check_law(law, budget)
     if top < 1:
         raise BudgetError(f"top={top}; a plan shows 1 choice or more")

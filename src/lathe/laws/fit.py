@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lathe.errors import LawError, nearest
+from lathe.errors import LawError, RunsError, nearest
 from lathe.laws.axes import measure_axes
 from lathe.laws.choose import Folds, Score, check_rule, cross_validate, residuals, sizes, weigh
 from lathe.laws.engine import solve
@@ -53,6 +53,8 @@ def fit(
         RunsError: the table is empty, or a value is missing, mistyped or impossible; names row and column.
         LawError: no such form or objective, a column that does not vary, or fewer runs than coefficients.
     """
+    if isinstance(runs, str):
+        raise RunsError(f"runs={runs!r} is a name, not a table; read it with read_runs({runs!r})")
     automatic = form if isinstance(form, str) and form in ("auto", "best") else None
     forms, target, objective = _choose_forms(form, target, objective)
     if draws < 0 or draws == 1:
