@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lathe import codec
+from lathe import codec, documents
 from lathe.errors import CodecError, ShapeError
 from lathe.shape import Shape
 
@@ -56,7 +56,7 @@ GOOD: dict[str, Any] = {"count": 3, "on": True, "kind": "small", "part": {"name"
 @settings(deadline=None, max_examples=100)
 @given(wholes)
 def test_json_round_trip(whole):
-    back = codec.decode(Whole, codec.parse_json(codec.dumps(whole)))
+    back = codec.decode(Whole, documents.parse_json(codec.dumps(whole)))
     assert back == whole
     assert type(back.either) is type(whole.either)
     assert codec.canonical_json(back) == codec.canonical_json(whole)
@@ -182,10 +182,10 @@ def test_broken_files_are_refused(tmp_path, name, content, says):
 
 def test_absent_files_are_refused(tmp_path):
     with pytest.raises(CodecError, match="No such file"):
-        codec.read_document(tmp_path / "none.json")
+        documents.read_document(tmp_path / "none.json")
     (tmp_path / "folder.json").mkdir()
     with pytest.raises(CodecError, match="cannot be read"):
-        codec.read_document(tmp_path / "folder.json")
+        documents.read_document(tmp_path / "folder.json")
 
 
 @pytest.mark.parametrize(
@@ -213,17 +213,17 @@ def test_tag_round_trip():
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
-    codec.write_atomic(path, "old")
+    documents.write_atomic(path, "old")
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(codec.os, "fsync", full)
+    monkeypatch.setattr(documents.os, "fsync", full)
     with pytest.raises(CodecError, match="No space left on device; nothing was changed"):
-        codec.write_atomic(path, "new")
+        documents.write_atomic(path, "new")
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["a.json"]
     with pytest.raises(CodecError, match="cannot be written"):
-        codec.write_atomic(tmp_path / "no" / "a.json", "new")
+        documents.write_atomic(tmp_path / "no" / "a.json", "new")
     with pytest.raises(CodecError, match=r"should end in \.json"):
         codec.save(Part(name="p"), tmp_path / "a.txt", kind="part")

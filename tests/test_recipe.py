@@ -60,8 +60,8 @@ def test_the_id_is_the_content() -> None:
 
 
 def test_the_id_is_the_same_in_another_process() -> None:
-    program = "import sys; from lathe import codec; from lathe.recipe import Recipe; "
-    program += "print(codec.decode(Recipe, codec.parse_json(sys.argv[1])).id)"
+    program = "import sys; from lathe import codec, documents; from lathe.recipe import Recipe; "
+    program += "print(codec.decode(Recipe, documents.parse_json(sys.argv[1])).id)"
     command = [sys.executable, "-c", program, codec.dumps(RECIPE)]
     found = subprocess.run(command, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == RECIPE.id

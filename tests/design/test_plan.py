@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from lathe import codec
 from lathe.budget import Budget
 from lathe.design.candidates import Space, candidates, find_space
+from lathe.design.choice import Choice, Plan
 from lathe.design.limits import fitting, list_limits
 from lathe.design.outlook import SERVING, Outlook, look, tokens_to
-from lathe.design.plan import SHORTLIST, Choice, Plan, plan
+from lathe.design.plan import SHORTLIST, plan
 from lathe.device import Device
 from lathe.errors import BudgetError, LawError, PresetError, RecipeError, WorkloadError
 from lathe.laws.fit import fit

@@ -255,7 +255,7 @@ def test_a_missing_extra_is_found_early(package, tmp_path, monkeypatch):
 def test_a_failed_write_leaves_the_old_file(points, tmp_path, monkeypatch):
     path = tmp_path / "law.svg"
     path.write_text("old")
-    monkeypatch.setattr("lathe.codec.os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr("lathe.documents.os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
     with pytest.raises(LatheError, match="nothing was changed"):
         save_chart(chart_residuals(points), path)
     assert path.read_text() == "old"

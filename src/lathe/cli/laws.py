@@ -59,7 +59,7 @@ def fit(
         level: probability of the intervals that are printed and drawn.
         seed: of the bootstrap.
     """
-    from lathe.codec import check_path
+    from lathe.documents import check_path
     from lathe.laws.fit import fit as fit_law
     from lathe.report.law_tables import held_out_table, law_summary
 

@@ -103,7 +103,7 @@ def calibrate(
         fit: which of launch_s, step_s, compute_fraction and bandwidth_fraction to fit; those the rows identify if not
             given.
     """
-    from lathe.codec import check_path
+    from lathe.documents import check_path
     from lathe.latency.calibrate import calibrate as calibrate_device
     from lathe.latency.measurements import read_measurements
     from lathe.presets.devices import load_device, save_device
@@ -190,7 +190,7 @@ def plan(
         plot: where to draw it; .html is interactive, .png, .svg and .pdf are not.
         recipe: where to write the first choice's training recipe, as JSON.
     """
-    from lathe import codec
+    from lathe import codec, documents
     from lathe.design.candidates import find_space
     from lathe.design.plan import plan as make_plan
     from lathe.errors import BudgetError
@@ -206,7 +206,7 @@ def plan(
         check_plot_path(plot)
     for path in (out, recipe):
         if path is not None:
-            codec.check_path(path, ".json")
+            documents.check_path(path, ".json")
     trainer = None if train_device is None else load_device(train_device)
     given = {
         "total_s": total_s, "per_token_s": per_token_s, "first_token_s": first_token_s, "memory_bytes": memory_bytes,
@@ -290,11 +290,11 @@ def _workload(path: Path | None, batch: int, prompt_tokens: int, new_tokens: int
 
 def _budget(path: Path | None, given: Mapping[str, Any]) -> Budget:
     """Read a budget, its numbers replaced by those of the flags that were given."""
-    from lathe import codec
+    from lathe import codec, documents
     from lathe.budget import Budget
 
     numbers = {name: value for name, value in given.items() if value is not None}
     if path is None:
         return Budget(**numbers)
-    body = codec.untag(codec.read_document(path), kind="budget", source=str(path), required=False)
+    body = codec.untag(documents.read_document(path), kind="budget", source=str(path), required=False)
     return codec.decode(Budget, {**body, **numbers}, source=str(path))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lathe import codec
+from lathe import codec, documents
 from lathe.errors import CodecError
 from lathe.laws.axes import Axis
 from lathe.laws.choose import Score
@@ -86,7 +86,7 @@ def load(path: Path) -> Law:
     Raises:
         CodecError: the file is truncated, holds something else, was written by a newer version, or contradicts itself.
     """
-    body = codec.untag(codec.read_document(path), kind="law", version=VERSION, source=str(path))
+    body = codec.untag(documents.read_document(path), kind="law", version=VERSION, source=str(path))
     record = codec.decode(LawRecord, body, source=str(path))
     if any(m.weight < 0 or m.interval_weight < 0 for m in record.members):
         raise CodecError(f"{path}: a member has a weight below zero; fit the law again")

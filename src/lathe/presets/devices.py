@@ -16,7 +16,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from lathe import codec
+from lathe import codec, documents
 from lathe.device import Device
 from lathe.errors import CodecError, PresetError, nearest
 
@@ -65,7 +65,7 @@ def save_device(device: Device, path: str | Path) -> None:
     if Path(path).suffix == ".json":
         codec.save(device, path, kind="device")
     elif Path(path).suffix == ".toml":
-        codec.write_atomic(path, _write_toml(codec.tag(codec.encode(device), kind="device")))
+        documents.write_atomic(path, _write_toml(codec.tag(codec.encode(device), kind="device")))
     else:
         raise CodecError(f"{path}: the name should end in .toml or .json")
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lathe import codec
+from lathe import codec, documents
 from lathe.errors import CodecError, PresetError, ShapeError, nearest
 from lathe.shape import Shape, complete
 
@@ -62,7 +62,7 @@ def shape_presets() -> dict[str, ShapePreset]:
     """Read every published shape; treat the result as read-only."""
     found: dict[str, ShapePreset] = {}
     for file in sorted(Path(__file__).with_name("shapes").glob("*.toml")):
-        document = codec.parse_toml(file.read_text(encoding="utf-8"), source=file.name)
+        document = documents.parse_toml(file.read_text(encoding="utf-8"), source=file.name)
         for name, row in document["shapes"].items():
             assert name not in found, f"{file.name}: {name} is in two families"
             found[name] = _read_row(name, row, family=file.stem, document=document)
@@ -78,7 +78,7 @@ def _read_row(name: str, row: dict[str, Any], *, family: str, document: dict[str
 
 
 def _read_shape(path: Path) -> Shape:
-    body = codec.untag(codec.read_document(path), kind="shape", source=str(path), required=False)
+    body = codec.untag(documents.read_document(path), kind="shape", source=str(path), required=False)
     if None in body.values():
         empty = next(key for key, value in body.items() if value is None)
         raise CodecError(f"{path}: {empty} is null; leave the key out to have it derived")

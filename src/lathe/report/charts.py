@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lathe.codec import write_atomic
+from lathe.documents import write_atomic
 from lathe.errors import LatheError, MissingExtraError
 from lathe.report.html import Page, Section, render_page
 from lathe.report.theme import LIGHT, chart_config

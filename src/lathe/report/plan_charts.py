@@ -10,8 +10,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lathe.design.choice import Choice, Plan
 from lathe.design.limits import Limit
-from lathe.design.plan import Choice, Plan
 from lathe.report.html import Readout
 from lathe.report.latency_tables import format_bytes, format_seconds
 from lathe.report.tables import format_count

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from lathe.design.choice import Choice, Plan
 from lathe.design.limits import Limit
-from lathe.design.plan import Choice, Plan
 from lathe.report.html import Cell, DataTable, Page, Section
 from lathe.report.latency_tables import format_bytes, format_seconds
 from lathe.report.plan_charts import WORSE, chart_plan, find_top, format_cost, list_rows, readout

@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lathe.design.plan import Choice, Plan
+from lathe.design.choice import Choice, Plan
 from lathe.report.latency_tables import format_bytes, format_seconds
 from lathe.report.tables import format_count, make_table, titled
 
