@@ -20,7 +20,7 @@ MISFIT, REACH, MISFIT_POINTS = 0.01, 3.0, 4
 """How far a law may be off in log loss where no run is near, and how near that is: a factor e³ in params or tokens."""
 HEDGE = 0.5
 """Part of the criterion's weights that forms share equally: six runs believe too firmly in one form."""
-LEAST_GAIN = 1e-3
+LEAST_GAIN = 0.01
 """A run that removes a smaller share of the variance than this is not worth training."""
 
 
