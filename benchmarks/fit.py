@@ -87,7 +87,7 @@ def time_chinchilla(points: dict[str, np.ndarray]) -> Rows:
     form, loss = FORMS["chinchilla"], Loss.of("huber-log")
     system, ones = compile_form(form, points), np.ones((1, len(points["loss"])))
     seconds, (theta_bp, cost_b) = clock(lambda: solve(system, points["loss"], ones, loss), repeats=15)
-    with_folds, law = clock(lambda: fit(points, "chinchilla", objective="huber-log", draws=0), repeats=7)
+    bare, law = clock(lambda: fit(points, "chinchilla", objective="huber-log", draws=0), repeats=7)
     whole, _ = clock(lambda: fit(points, "chinchilla", objective="huber-log", draws=DRAWS), repeats=5)
     assert law.members[0].cost == cost_b[0]
     rows = []
@@ -109,7 +109,7 @@ def time_chinchilla(points: dict[str, np.ndarray]) -> Rows:
             ),
         ]
     rows += time_package(points, seconds, float(cost_b[0]))
-    rows.append(row("chinchilla, 240 points: lathe.fit, no draws", with_folds, "s"))
+    rows.append(row("chinchilla, 240 points: lathe.fit, no draws", bare, "s"))
     rows.append(row(f"chinchilla, 240 points: lathe.fit with cross-validation and {DRAWS} draws", whole, "s"))
     rows.append(row("chinchilla, 240 points: first fit of a fresh process, imports apart", first_fit(points), "s"))
     best_p = min(tried, key=lambda f: f.fun).x

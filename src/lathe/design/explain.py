@@ -10,31 +10,21 @@ from lathe.budget import Budget
 from lathe.design.candidates import AXIS_FIELDS, FREE, Space, find_departures
 from lathe.design.limits import Limit, fitting
 from lathe.design.outlook import CHUNK, Outlook, serve
-from lathe.device import Device
 from lathe.latency.roofline import count_launches, predict_latency
 from lathe.laws.axes import HELD
 from lathe.laws.law import Law
-from lathe.workload import Workload
 
 
 def explain(
-    law: Law,
-    device: Device,
-    workload: Workload,
-    budget: Budget,
-    engine: str,
-    seen: Outlook,
-    order: np.ndarray,
-    limits: Sequence[Limit],
-    space: Space,
+    law: Law, budget: Budget, seen: Outlook, order: np.ndarray, limits: Sequence[Limit], space: Space
 ) -> tuple[str, ...]:
     """List what bounds the best choice, what the other engine would choose, and what the law has not seen."""
     if not len(order):
         return tuple(f"law: {text}" for text in law.warnings)
     best = int(order[0])
-    notes = [_bound(device, engine, seen, best)]
+    notes = [_bound(seen, best)]
     if any(limit.timed for limit in limits):
-        notes.append(_other_engine(device, workload, engine, seen, best, limits))
+        notes.append(_other_engine(seen, best, limits))
     if budget.target_loss is None:
         more = seen.found.take(np.array([best])).law_columns(1.1 * seen.tokens_n[[best]])
         gain = float(seen.loss_n[best] - law.predict(more, assume=HELD)[0])
@@ -49,33 +39,31 @@ def explain(
     return tuple(notes) + tuple(f"law: {text}" for text in law.warnings)
 
 
-def _bound(device: Device, engine: str, seen: Outlook, best: int) -> str:
+def _bound(seen: Outlook, best: int) -> str:
     """Say what limits decoding of the best choice."""
     name, (_, bound) = seen.found.name(best), seen.name_bounds(np.array([best]))[0]
     if bound == "launch":
         row = seen.found.take(np.array([best]))
-        layer_s = float(np.asarray(count_launches(row))[0]) * device.launch_s / float(row.n_layers[0])
+        layer_s = float(np.asarray(count_launches(row))[0]) * seen.device.launch_s / float(row.n_layers[0])
         return (
             f"decoding of {name} is bound by launches: a layer costs {1e3 * layer_s:.3g} ms a token whatever its width,"
             " so width is free and depth is not"
         )
     what = "reading weights and cache from memory" if bound == "bandwidth" else "arithmetic"
     return f"decoding of {name} is bound by {what}" + (
-        ": launches are captured, so width costs what it weighs" if engine == "graph" else ""
+        ": launches are captured, so width costs what it weighs" if seen.engine == "graph" else ""
     )
 
 
-def _other_engine(
-    device: Device, workload: Workload, engine: str, seen: Outlook, best: int, limits: Sequence[Limit]
-) -> str:
+def _other_engine(seen: Outlook, best: int, limits: Sequence[Limit]) -> str:
     """Find what the other engine would choose within the same limits: the first that fits, from the lowest loss up."""
-    other = "eager" if engine == "graph" else "graph"
+    other = "eager" if seen.engine == "graph" else "graph"
     allowed = np.flatnonzero(fitting([limit for limit in limits if not limit.timed], seen.serving, seen.cost_n))
     order = allowed[np.argsort(seen.cost_n[allowed], kind="stable")]
     row = None
     for start in range(0, len(order), CHUNK):
         rows = order[start : start + CHUNK]
-        served = serve(seen.found.take(rows), device, workload, other)
+        served = serve(seen.found.take(rows), seen.device, seen.workload, other)
         fits = np.flatnonzero(fitting(limits, served, seen.cost_n[rows]))
         if len(fits):
             ties = fits[seen.cost_n[rows[fits]] == seen.cost_n[rows[fits[0]]]]
@@ -90,8 +78,7 @@ def _other_engine(
     layers = seen.found.columns["n_layers"]
     eager, graph = (row, best) if other == "eager" else (best, row)
     reason = ""
-    launched = best if engine == "eager" else row
-    if layers[graph] > layers[eager] and _is_launch_bound(seen, launched):
+    if layers[graph] > layers[eager] and _is_launch_bound(seen, eager):
         reason = (
             f": launch overhead is what makes depth costly, {layers[eager]:.0f} layers eagerly where a graph affords"
             f" {layers[graph]:.0f}"

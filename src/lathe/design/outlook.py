@@ -120,10 +120,10 @@ def share_chances(law: Law, seen: Outlook, rows: np.ndarray, budget: Budget) -> 
     chance_n = np.zeros(len(rows))
     drawn = law.draws(table, assume=HELD)
     total = sum(weight for weight, _ in drawn)
+    slope_n = None if budget.target_loss is None else _slope(law, table)
     for weight, loss_bn in drawn:
         value_bn = loss_bn
-        if budget.target_loss is not None:
-            slope_n = _slope(law, table)
+        if budget.target_loss is not None and slope_n is not None:
             tokens_bn = table["tokens"] * np.exp(np.clip((loss_bn - budget.target_loss) / slope_n, -5, 5))
             value_bn = seen.params_n[rows] * (6 * tokens_bn + 2 * (budget.inference_tokens or 0.0))
         best_b = np.argmin(value_bn, axis=1)

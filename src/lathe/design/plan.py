@@ -102,7 +102,7 @@ def plan(
         limits=tuple(relax(limit, limits, seen.serving, seen.found, seen.cost_n) for limit in limits),
         nearest=None if len(order) else find_nearest(limits, seen.serving, seen.cost_n, seen.found),
         assumed=space.assumed,
-        notes=explain(law, device, workload, budget, engine, seen, order, limits, space),
+        notes=explain(law, budget, seen, order, limits, space),
         level=level,
     )
 

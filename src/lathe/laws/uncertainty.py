@@ -17,6 +17,9 @@ from lathe.laws.engine import resolve
 from lathe.laws.evaluate import Loss, evaluate, residual_gradients
 from lathe.laws.system import Array, System
 
+UNSEEN = 1e-12
+"""Share of the scaled curvature under which a combination of parameters is not seen at all."""
+
 
 def bootstrap_weights(runs: int, draws: int, *, seed: int, trunks: np.ndarray | None = None) -> Array:
     """Draw exponential (Dirichlet) weights with mean one for each run, or for each trunk that several runs share.
@@ -51,10 +54,6 @@ def bootstrap(
     return theta_bp
 
 
-UNSEEN = 1e-12
-"""Share of the scaled curvature under which a combination of parameters is not seen at all."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identified:
     """What a fit's curvature says: standard errors of (log coefficients, exponents), and the condition number."""
@@ -83,7 +82,7 @@ def identify(system: System, theta_p: Array, y_n: Array, loss: Loss) -> Identifi
     natural_pq = from_theta.T @ gauss_pq @ from_theta
     root_p = np.sqrt(np.maximum(np.diag(natural_pq), 1e-300))
     values_p, vectors_pq = np.linalg.eigh(natural_pq / np.outer(root_p, root_p))
-    condition = float(values_p[-1] / max(values_p[0], 1e-300))
+    condition = float(values_p[-1] / max(abs(values_p[0]), 1e-300))
     unseen_p = np.abs(vectors_pq[:, values_p < UNSEEN]).max(axis=1, initial=0.0) > 1e-3
     blurred = tuple(name for name, unseen in zip(system.form.names, unseen_p, strict=True) if unseen)
     free = system.runs - system.size
