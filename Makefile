@@ -11,9 +11,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 EXTRAS := dev
-# Requirements to install before all others. A torch pin goes here once tests need torch: with that build in place,
-# no other package brings in another one.
-FIRST :=
+# Requirements to install before all others: with this torch in place, no other package brings in another one.
+FIRST := torch==2.13.0
 
 # The first Python that runs (a name on PATH may be a shim for a version that is not installed), is new enough and
 # can make a virtual environment.

@@ -9,6 +9,7 @@
     ├── WorkloadError     a workload that cannot be, or that a model cannot serve
     ├── BudgetError       a budget that contradicts itself, or asks what cannot be said
     ├── RecipeError       a training that cannot be run
+    ├── CheckpointError   a model's files that cannot be read, or do not fit together
     ├── PresetError       a name that no preset has
     └── MissingExtraError a feature whose optional packages are not installed
 
@@ -55,6 +56,10 @@ class BudgetError(LatheError, ValueError):
 
 class RecipeError(LatheError, ValueError):
     """Refuse a recipe that makes no training."""
+
+
+class CheckpointError(LatheError, ValueError):
+    """Refuse a model's files that cannot be read, or that do not fit together."""
 
 
 class PresetError(LatheError, KeyError):

@@ -1,0 +1,1 @@
+"""The decoder: its weights, its cache, its loss, and generation with it."""

@@ -1,0 +1,95 @@
+"""Compute cross-entropy and z-loss over a large vocabulary, a few positions at a time.
+
+Axes in names: n positions, d d_model, v vocabulary. A chunk's logits are made, turned into their loss and, where a
+backward pass will come, at once into the gradients of hidden states and head: three matrix products a chunk, as many as
+with whole logits, and nothing is computed twice. What stands in memory is one chunk's logits and the gradients. The
+idea is Liger-Kernel's (Hsu et al. 2024, arXiv:2410.10989, section 3.2), in plain torch.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+CHUNK_BYTES = 64 * 2**20
+"""What one chunk's fp32 logits may take: enough for full-speed matrix products."""
+
+
+class Losses(NamedTuple):
+    """Hold sums over `count` targets.
+
+    `total` = cross_entropy + z_weight · z can be differentiated; `cross_entropy` (nats) and `z`, the squared
+    log-partition, are to report. Divide by `count` for means.
+    """
+
+    total: Tensor
+    cross_entropy: Tensor
+    z: Tensor
+    count: Tensor
+
+
+def chunked_losses(
+    x_nd: Tensor, weight_vd: Tensor, targets_n: Tensor, *, z_weight: float = 0.0, chunk: int | None = None
+) -> Losses:
+    """Sum the losses of predicting targets from hidden states; targets below zero are left out.
+
+    `chunk` is how many positions' logits stand at once, as many as fit in 64 MiB if not given. The softmax and the
+    sums are fp32 whatever the dtype of states and weights. `z_weight` is z-loss's, 1e-4 in OpenLM.
+    """
+    if torch.is_autocast_enabled(x_nd.device.type):
+        dtype = torch.get_autocast_dtype(x_nd.device.type)
+        x_nd, weight_vd = x_nd.to(dtype), weight_vd.to(dtype)
+    chunk = chunk or max(1, CHUNK_BYTES // (4 * weight_vd.shape[0]))
+    total, cross_entropy, z = _ChunkedLosses.apply(x_nd, weight_vd, targets_n, z_weight, chunk)
+    return Losses(total, cross_entropy, z, (targets_n >= 0).sum())
+
+
+class _ChunkedLosses(torch.autograd.Function):
+    """Sum the losses, and make the gradients in the same pass: backward only scales them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_nd: Tensor, weight_vd: Tensor, targets_n: Tensor, z_weight: float, chunk: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        learns_x, learns_weight = ctx.needs_input_grad[:2]
+        cross_entropy = torch.zeros((), dtype=torch.float32, device=x_nd.device)
+        z = torch.zeros_like(cross_entropy)
+        grad_x_nd = torch.empty_like(x_nd) if learns_x else None
+        grad_weight_vd = torch.zeros_like(weight_vd, dtype=torch.float32) if learns_weight else None
+        for at in range(0, x_nd.shape[0], chunk):
+            part, targets = x_nd[at : at + chunk], targets_n[at : at + chunk]
+            kept = targets >= 0
+            picked = targets.clamp(min=0)[:, None]
+            logits = (part @ weight_vd.T).float()
+            partition = logits.logsumexp(dim=1)
+            cross_entropy += ((partition - logits.gather(1, picked)[:, 0]) * kept).sum()
+            z += (partition.square() * kept).sum()
+            if not (learns_x or learns_weight):
+                continue
+            # d total / d logits = softmax · (1 + 2 · z_weight · partition) - onehot
+            slope = (1 + 2 * z_weight * partition) * kept
+            logits.sub_(partition[:, None]).exp_().mul_(slope[:, None])
+            logits.scatter_add_(1, picked, -kept[:, None].float())
+            grad_logits = logits.to(x_nd.dtype)
+            if grad_x_nd is not None:
+                torch.mm(grad_logits, weight_vd, out=grad_x_nd[at : at + chunk])
+            if grad_weight_vd is not None:
+                _add_product(grad_weight_vd, grad_logits, part)
+        ctx.save_for_backward(grad_x_nd, None if grad_weight_vd is None else grad_weight_vd.to(weight_vd.dtype))
+        ctx.mark_non_differentiable(cross_entropy, z)
+        return cross_entropy + z_weight * z, cross_entropy, z
+
+    @staticmethod
+    def backward(ctx: Any, grad_total: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        grads = [None if grad is None else grad * grad_total for grad in ctx.saved_tensors]
+        return (*grads, None, None, None)
+
+
+def _add_product(sum_vd: Tensor, grad_nv: Tensor, x_nd: Tensor) -> None:
+    """Add grad_nvᵀ · x_nd to a sum in fp32."""
+    if grad_nv.dtype == sum_vd.dtype:
+        sum_vd.addmm_(grad_nv.T, x_nd)
+    else:
+        sum_vd += grad_nv.T @ x_nd
