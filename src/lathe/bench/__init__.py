@@ -1,0 +1,1 @@
+"""Measure latency: the same workloads and the same word as its prediction."""

@@ -1,0 +1,1 @@
+"""Move models to and from other libraries: one table of names a family."""
