@@ -1,6 +1,7 @@
-"""What every benchmark shares: one core, medians, the machine's name, and one line of JSON at the end.
+"""What every benchmark shares: its threads, medians, the machine's name, and one line of JSON at the end.
 
-Import this before numpy: importing it holds the maths libraries to one thread.
+Import this before numpy: importing it holds the maths libraries to one thread, or to as many as the environment's
+BENCH_THREADS says; a benchmark that needs more sets that first.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from typing import Any, TypeVar
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 RESULTS = Path(__file__).parent / "results"
 
-os.environ.update(dict.fromkeys(THREADS, "1"))
+os.environ.update(dict.fromkeys(THREADS, os.environ.get("BENCH_THREADS", "1")))
 if "numpy" in sys.modules:
-    raise ImportError("numpy was imported before benchmarks/_report.py, so its threads can no longer be held to one")
+    raise ImportError("numpy was imported before benchmarks/_report.py, so its threads can no longer be held")
 
 T = TypeVar("T")
 

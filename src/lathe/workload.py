@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,9 @@ from lathe.errors import WorkloadError, nearest
 from lathe.shape import DTYPE_BYTES
 
 ENGINES = ("eager", "graph")
+"""How predictions see an engine: the host launches every operation of a step, or none."""
+PREDICTED_AS: Mapping[str, str] = {"eager": "eager", "compile": "graph", "graph": "graph"}
+"""Which of ENGINES each measured engine is. Compiled code runs a step as a few fused kernels: no launches to count."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +53,13 @@ class Latency:
 
     Seconds for the whole batch; `tokens_per_s` counts new tokens of all sequences over the whole time. A prediction
     over columns of shapes has arrays for numbers. `prefill_bound` and `decode_bound` name what limits each phase:
-    "launch", "bandwidth" or "compute" (of a prediction only). `spread` is (p95 - p50)/p50 of a measurement's runs.
+    "launch", "bandwidth" or "compute" (of a prediction only).
+
+    The rest is a measurement's only. Its seconds are medians over `runs`; `p95` has the 95th percentiles of
+    "prefill_s", "decode_s" and "total_s", and `spread` is (p95 - p50)/p50 of the total. `warmup_runs` went before, and
+    `steady` says whether the times had settled by then. `prepare_s` is what compiling or capturing took. `conditions`
+    names the device, clocks, threads and versions, and what `activation_bytes` rest on: all memory that is neither
+    weights nor cache.
     """
 
     prefill_s: Any
@@ -61,8 +71,14 @@ class Latency:
     engine: str
     prefill_bound: Any = None
     decode_bound: Any = None
+    backend: str | None = None
     spread: float | None = None
     runs: int | None = None
+    p95: dict[str, float] | None = None
+    warmup_runs: int | None = None
+    steady: bool | None = None
+    prepare_s: float | None = None
+    conditions: dict[str, str] | None = None
 
     @property
     def total_s(self) -> Any:

@@ -1,1 +1,1 @@
-"""Measure latency: the same workloads and the same word as its prediction."""
+"""Measure the latency of shapes and checkpoints, through one backend or another, and compare it with predictions."""

@@ -8,7 +8,10 @@ from collections.abc import Callable, Sequence
 import tyro
 
 from lathe import __version__
+from lathe.cli.bench import measure, probe
+from lathe.cli.hub import export_model, import_model
 from lathe.cli.laws import compare, fit, optimal, predict
+from lathe.cli.models import generate
 from lathe.cli.plans import calibrate, devices, latency, next_runs, plan
 from lathe.cli.shapes import shape, shapes
 from lathe.errors import LatheError
@@ -21,8 +24,13 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "plan": plan,
     "next": next_runs,
     "latency": latency,
+    "measure": measure,
+    "probe": probe,
     "calibrate": calibrate,
+    "import": import_model,
+    "export": export_model,
     "devices": devices,
+    "generate": generate,
     "shapes": shapes,
     "shape": shape,
 }

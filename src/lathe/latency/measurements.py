@@ -16,7 +16,7 @@ from lathe.errors import DeviceError, LatheError, MissingExtraError, nearest
 from lathe.latency.roofline import check_context
 from lathe.presets.shapes import load_shape
 from lathe.shape import Shape
-from lathe.workload import ENGINES, Workload
+from lathe.workload import PREDICTED_AS, Workload
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +29,10 @@ COLUMNS = ("shape", "name", "engine", *TIMES, *SHAPE_FIELDS, *WORKLOAD_FIELDS)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """Hold one measured time: of what, and where in the table it stands. `phase` is the column without its unit."""
+    """Hold one measured time: of what, and where in the table it stands. `phase` is the column without its unit.
+
+    `engine` is what predictions see it as: a table's "compile" is "graph" here.
+    """
 
     name: str
     row: int
@@ -105,17 +108,24 @@ def parse_measurements(table: Any, *, engine: str | None = None) -> tuple[list[M
 
     Raises DeviceError that names the row.
     """
-    if engine is not None and engine not in ENGINES:
-        raise DeviceError(f"unknown engine {engine!r}{nearest(str(engine), ENGINES)}")
+    engine = _engine(engine or "eager")
     columns, rows = _columns(table)
     found: list[Measured] = []
     for row in range(rows):
         cells = {name: values[row] for name, values in columns.items() if not _is_empty(values[row])}
         try:
-            found += _parse_row(cells, row=row + 1, engine=engine or "eager")
+            found += _parse_row(cells, row=row + 1, engine=engine)
         except LatheError as error:
             raise DeviceError(f"measurements, row {row + 1}: {error}") from error
-    return found, [w for name in columns if (w := _misspelt(name))]
+    return found, [w for name in columns if (w := _misspelt(name))] + _mixed(columns)
+
+
+def _mixed(columns: Mapping[str, list[Any]]) -> list[str]:
+    """Warn of rows that no one device's numbers can explain: other software has other overheads."""
+    backends = sorted({str(value) for value in columns.get("backend", ()) if not _is_empty(value)})
+    if len(backends) < 2:
+        return []
+    return [f"rows come from several backends ({', '.join(backends)}), each with its own overheads; calibrate on one"]
 
 
 def _columns(table: Any) -> tuple[dict[str, list[Any]], int]:
@@ -143,9 +153,7 @@ def _parse_row(cells: Mapping[str, Any], *, row: int, engine: str) -> list[Measu
     shape = _parse_shape(cells)
     workload = Workload(**{n: _as(cells[n], kind, name=n) for n, kind in WORKLOAD_FIELDS.items() if n in cells})
     check_context(shape, workload)
-    engine = cells.get("engine", engine)
-    if engine not in ENGINES:
-        raise DeviceError(f"unknown engine {engine!r}{nearest(str(engine), ENGINES)}")
+    engine = _engine(cells.get("engine", engine))
     phases = TIMES[:2] if "prefill_s" in cells and "decode_s" in cells else TIMES
     times = {name: cells[name] for name in phases if name in cells}
     if not times:
@@ -164,6 +172,12 @@ def _parse_row(cells: Mapping[str, Any], *, row: int, engine: str) -> list[Measu
         "engine": engine,
     }
     return [Measured(**about, phase=name.removesuffix("_s"), seconds=float(value)) for name, value in times.items()]
+
+
+def _engine(name: Any) -> str:
+    if name not in PREDICTED_AS:
+        raise DeviceError(f"unknown engine {name!r}{nearest(str(name), PREDICTED_AS)}")
+    return PREDICTED_AS[name]
 
 
 def _parse_shape(cells: Mapping[str, Any]) -> Shape:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lathe.model.cache import KVCache
+from lathe.model.linear import Linear
 from lathe.model.norm import Norm
 from lathe.shape import Shape
 
@@ -42,8 +43,8 @@ class Attention(nn.Module):
         super().__init__()
         heads, groups, d_head = shape.n_heads, shape.n_kv_heads, shape.d_head
         self.d_head, self.per_group = d_head, heads // groups
-        self.qkv = nn.Linear(shape.d_model, (heads + 2 * groups) * d_head, bias=shape.bias != "none")
-        self.out = nn.Linear(heads * d_head, shape.d_model, bias=shape.bias == "all")
+        self.qkv = Linear(shape.d_model, (heads + 2 * groups) * d_head, bias=shape.bias != "none")
+        self.out = Linear(heads * d_head, shape.d_model, bias=shape.bias == "all")
         self.q_norm = self.k_norm = None
         self.norm_heads = shape.qk_norm == "full"
         if shape.qk_norm != "none":

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lathe.errors import WorkloadError
 from lathe.shape import Shape
 
 
@@ -14,21 +15,37 @@ class KVCache:
     """Hold one pair of tensors [b, g, slots, e] a visit, and where each sequence starts.
 
     Prompts of different length are aligned at their ends: `start_b` counts the unused slots before each. `used` is the
-    number of slots filled so far, the same for all sequences. With `whole`, attention reads every slot and relies on
-    the mask, so that no tensor's shape depends on how far decoding is: what compiled and captured steps need.
+    number of slots filled so far, the same for all sequences. In a `whole` cache attention reads every slot and relies
+    on the mask, so that no tensor's shape depends on how far decoding is: what compiled and captured steps need.
     """
 
-    def __init__(
-        self, shape: Shape, *, batch: int, slots: int, dtype: torch.dtype, device: torch.device | str, whole: bool = False
-    ) -> None:
+    def __init__(self, start_b: Tensor, keys: list[Tensor], values: list[Tensor], *, whole: bool) -> None:
+        self.start_b, self.keys, self.values = start_b, keys, values
+        self.slots, self.whole, self.used, self.ragged = keys[0].shape[2], whole, 0, False
+
+    @classmethod
+    def allocate(
+        cls,
+        shape: Shape,
+        *,
+        batch: int,
+        slots: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        whole: bool = False,
+    ) -> KVCache:
+        """Make an empty cache for `batch` sequences of at most `slots` tokens."""
         size = (shape.n_layers, batch, shape.n_kv_heads, slots, shape.d_head)
-        self.keys = list(torch.zeros(size, dtype=dtype, device=device))
-        self.values = list(torch.zeros(size, dtype=dtype, device=device))
-        self.start_b = torch.zeros(batch, dtype=torch.long, device=device)
-        self.slots, self.used, self.whole, self.ragged = slots, 0, whole, False
+        keys, values = (list(torch.zeros(size, dtype=dtype, device=device)) for _ in range(2))
+        return cls(torch.zeros(batch, dtype=torch.long, device=device), keys, values, whole=whole)
 
     def begin(self, lengths: Sequence[int]) -> None:
-        """Forget everything, and expect prompts of these lengths, padded on the left to the longest."""
+        """Forget everything, and expect prompts of these lengths, padded on the left to the longest.
+
+        Raises WorkloadError for another number of prompts than the cache has sequences.
+        """
+        if len(lengths) != len(self.start_b):
+            raise WorkloadError(f"{len(lengths)} prompts for a cache of {len(self.start_b)} sequences; make another")
         longest = max(lengths)
         self.start_b.copy_(torch.tensor([longest - n for n in lengths]))
         self.used, self.ragged = 0, min(lengths) < longest

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -50,37 +51,53 @@ def save_checkpoint(
     companions: str | Path | None = None,
     recipe: Recipe | None = None,
 ) -> None:
-    """Write a checkpoint. The weights come last: a folder without them is not whole.
+    """Write a checkpoint: whole beside the old one first, then in its place, the weights last.
 
     `companions` is a folder to copy tokenizer and generation settings from. Raises CheckpointError for weights that are
-    not the shape's, or a folder that cannot be written.
+    not the shape's, or a folder that cannot be written; what stood there is then as it was.
     """
     folder = Path(folder)
+    staged = folder / ".part"
     check_weights(shape, {name: tuple(w.shape) for name, w in weights.items()}, source="the weights to save")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / WEIGHTS).unlink(missing_ok=True)
+        shutil.rmtree(staged, ignore_errors=True)
+        staged.mkdir(parents=True)
         if companions is not None:
-            copy_companions(companions, folder)
-        codec.save(shape, folder / SHAPE, kind="shape")
+            copy_companions(companions, staged)
+        codec.save(shape, staged / SHAPE, kind="shape")
         if recipe is not None:
-            codec.save(recipe, folder / RECIPE, kind="recipe")
-        save_tensors(weights, folder / WEIGHTS)
+            codec.save(recipe, staged / RECIPE, kind="recipe")
+        save_tensors(weights, staged / WEIGHTS)
+        for path in sorted(staged.iterdir(), key=lambda path: path.name == WEIGHTS):
+            path.replace(folder / path.name)
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
 
 
 def save_tensors(weights: Mapping[str, Tensor], path: Path, *, metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file in one step. Raises CheckpointError."""
     neighbour = path.with_name(f".{path.name}.part")
     try:
-        whole = {name: w.detach().contiguous() for name, w in weights.items()}
-        save_file(whole, neighbour, metadata={"format": "pt", **(metadata or {})})
+        save_file(_separate(weights), neighbour, metadata={"format": "pt", **(metadata or {})})
         neighbour.replace(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be written: {error}; is the disk full?") from None
     finally:
         neighbour.unlink(missing_ok=True)
+
+
+def _separate(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give each tensor memory of its own: safetensors refuses two names for one."""
+    whole: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, w in weights.items():
+        w = w.detach().contiguous()
+        place = w.untyped_storage().data_ptr()
+        whole[name] = w.clone() if place in seen else w
+        seen.add(place)
+    return whole
 
 
 def copy_companions(source: str | Path, folder: str | Path) -> list[str]:
@@ -134,7 +151,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is missing; the checkpoint is not whole: write it again")
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in list(file.keys())}
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} is no whole safetensors file ({error}); copy or write it again") from None
 
@@ -180,8 +197,8 @@ def check_vocabulary(tokenizer: Tokenizer, shape: Shape, *, source: str) -> None
     largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if largest >= shape.vocab_size:
         raise CheckpointError(
-            f"{source}: the tokenizer's largest id is {largest}, but the embedding has {shape.vocab_size} rows; this is "
-            "another model's tokenizer, or the embedding must be enlarged"
+            f"{source}: the tokenizer's largest id is {largest}, but the embedding has {shape.vocab_size} rows; this "
+            "is another model's tokenizer, or the embedding must be enlarged"
         )
 
 
@@ -223,27 +240,22 @@ def check_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return found
 
 
-class explain_memory:  # noqa: N801 - reads as a statement
-    """Turn running out of memory into an error that says what was needed and what would fit."""
+@contextmanager
+def explain_memory(shape: Shape, *, dtype: str, device: torch.device, more_bytes: float = 0.0) -> Iterator[None]:
+    """Turn running out of memory into an error that says what was needed and what would fit.
 
-    def __init__(self, shape: Shape, *, dtype: str, device: torch.device, more_bytes: float = 0.0) -> None:
-        self.shape, self.dtype, self.device, self.more = shape, dtype, device, more_bytes
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        out = isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-            isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-        )
-        if not out:
-            return
-        needed = self.shape.weight_bytes(self.dtype) + self.more
-        free = free_bytes(self.device)
-        fits = [d for d in ("bf16", "int8", "int4") if self.shape.weight_bytes(d) + self.more < free]
+    `more_bytes` are needed beside the weights. Raises DeviceError.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate memory" not in str(error):
+            raise
+        needed, free = shape.weight_bytes(dtype) + more_bytes, free_bytes(device)
+        fits = [d for d in ("bf16", "int8", "int4") if shape.weight_bytes(d) + more_bytes < min(free, needed)]
         advice = f"{fits[0]} weights would fit" if fits else "take a smaller shape, batch or context"
         raise DeviceError(
-            f"{self.device} ran out of memory: weights in {self.dtype} and caches need {needed / 1e9:.2f} GB, and "
+            f"{device} ran out of memory: weights in {dtype} and caches need at least {needed / 1e9:.2f} GB, and "
             f"{free / 1e9:.2f} GB are free; {advice}"
         ) from None
 

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from lathe.errors import WorkloadError
 from lathe.model.attention import Attention, Window, document_mask, document_positions, rotary_tables
 from lathe.model.cache import KVCache
+from lathe.model.linear import Linear, project
 from lathe.model.loss import Losses, chunked_losses
 from lathe.model.norm import Norm
 from lathe.shape import Shape
@@ -36,9 +37,9 @@ class Mlp(nn.Module):
         super().__init__()
         bias = shape.bias == "all"
         self.activation = ACTIVATIONS[shape.mlp]
-        self.gate = nn.Linear(shape.d_model, shape.d_ff, bias=bias) if shape.mlp == "swiglu" else None
-        self.up = nn.Linear(shape.d_model, shape.d_ff, bias=bias)
-        self.down = nn.Linear(shape.d_ff, shape.d_model, bias=bias)
+        self.gate = Linear(shape.d_model, shape.d_ff, bias=bias) if shape.mlp == "swiglu" else None
+        self.up = Linear(shape.d_model, shape.d_ff, bias=bias)
+        self.down = Linear(shape.d_ff, shape.d_model, bias=bias)
 
     def forward(self, x_btd: Tensor) -> Tensor:
         if self.gate is None:
@@ -83,7 +84,7 @@ class Decoder(nn.Module):
         self.positions = nn.Embedding(shape.max_seq_len + shape.position_offset, shape.d_model) if learned else None
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.stored_layers))
         self.norm = Norm(shape.d_model, shape)
-        self.head = None if shape.tied else nn.Linear(shape.d_model, shape.vocab_size, bias=False)
+        self.head = None if shape.tied else Linear(shape.d_model, shape.vocab_size, bias=False)
 
     def forward(self, tokens_bt: Tensor, *, documents_bt: Tensor | None = None) -> Tensor:
         """Give the logits at every position, [b, t, v]."""
@@ -103,7 +104,7 @@ class Decoder(nn.Module):
 
     def logits(self, x_btd: Tensor) -> Tensor:
         """Turn final hidden states into logits."""
-        return F.linear(x_btd, self.output_weight) if self.head is None else self.head(x_btd)
+        return project(x_btd, self.output_weight) if self.head is None else self.head(x_btd)
 
     @property
     def output_weight(self) -> Tensor:
@@ -129,7 +130,7 @@ class Decoder(nn.Module):
     def extend(self, tokens_bt: Tensor, cache: KVCache) -> Tensor:
         """Read more tokens after those in the cache: gives their final hidden states and fills the cache.
 
-        In a ragged batch the tokens before each prompt's start are padding, whatever they are: no other token sees them.
+        In a ragged batch the tokens before a prompt's start are padding: whatever they are, no other token sees them.
         """
         t = tokens_bt.shape[1]
         if cache.used + t > cache.slots:
@@ -180,8 +181,8 @@ def check_positions(shape: Shape, tokens: int) -> None:
     """Refuse more tokens than a shape has learned positions. Raises WorkloadError."""
     if shape.position == "learned" and tokens > shape.max_seq_len:
         raise WorkloadError(
-            f"{tokens} tokens are more than the model's {shape.max_seq_len} learned positions; shorten the prompt or ask "
-            "for fewer new tokens"
+            f"{tokens} tokens are more than the model's {shape.max_seq_len} learned positions; shorten the prompt or "
+            "ask for fewer new tokens"
         )
 
 

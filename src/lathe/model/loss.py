@@ -8,7 +8,8 @@ idea is Liger-Kernel's (Hsu et al. 2024, arXiv:2410.10989, section 3.2), in plai
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,8 @@ CHUNK_BYTES = 64 * 2**20
 """What one chunk's fp32 logits may take: enough for full-speed matrix products."""
 
 
-class Losses(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Losses:
     """Hold sums over `count` targets.
 
     `total` = cross_entropy + z_weight · z can be differentiated; `cross_entropy` (nats) and `z`, the squared

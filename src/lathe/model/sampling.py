@@ -14,8 +14,8 @@ from lathe.errors import WorkloadError
 class Sampling:
     """Say how tokens are drawn. The default, temperature 0, takes the most probable one.
 
-    `top_k` keeps the k most probable tokens, `top_p` the fewest whose probabilities reach p (both after the temperature,
-    top_k first). Raises WorkloadError.
+    `top_k` keeps the k most probable tokens, `top_p` the fewest whose probabilities reach p: both after the
+    temperature, top_k first. Raises WorkloadError.
     """
 
     temperature: float = 0.0

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from lathe.bench.compare import Comparison
+from lathe.bench.rows import Measurement
 from lathe.device import Device
 from lathe.latency.calibrate import Calibration
 from lathe.report.tables import make_table, titled
@@ -62,6 +64,42 @@ def calibration_table(calibration: Calibration) -> Group:
     return Group(titled(f"Calibrated: {device.name}", table), titled("Measured times", times, *notes))
 
 
+def measured_table(measured: Sequence[Measurement]) -> Group:
+    """Lay out measurements: medians, the total's 95th percentile, and what memory they took."""
+    numbers = ["first token", "decode", "total", "p95", "tokens/s", "memory", "runs", "warm-up"]
+    table = make_table("shape", "backend", "engine", "workload", *numbers, text=4)
+    for m in measured:
+        at = m.latency
+        p95 = "–" if at.p95 is None else format_seconds(at.p95["total_s"])
+        times = (format_seconds(s) for s in (at.first_token_s, at.decode_s, at.total_s))
+        cells = [*times, p95, f"{at.tokens_per_s:.4g}", format_bytes(at.memory_bytes)]
+        counts = (str(at.runs), str(at.warmup_runs))
+        table.add_row(m.name, str(at.backend), at.engine, _describe_workload(m.workload), *cells, *counts)
+    unsettled = [m.name for m in measured if m.latency.steady is False]
+    notes = [f"! {name} never settled: its times still varied after warming up" for name in unsettled]
+    where = {_describe_conditions(m.latency.conditions or {}): None for m in measured}
+    return titled("Measured latency", table, *notes, *where)
+
+
+def comparison_table(comparison: Comparison) -> Group:
+    """Lay out predicted against measured times, with errors and ranks."""
+    titles = ["measured", "predicted", "total", "first token", "decode"]
+    table = make_table("shape", "backend", "engine", "workload", *titles, text=4)
+    errors = zip(*(comparison.errors(phase) for phase in ("total_s", "prefill_s", "decode_s")), strict=True)
+    for m, p, row in zip(comparison.measured, comparison.predicted, errors, strict=True):
+        words = (m.name, str(m.latency.backend), m.latency.engine, _describe_workload(m.workload))
+        times = (format_seconds(m.latency.total_s), format_seconds(p.total_s))
+        table.add_row(*words, *times, *(f"{round(error, 3) + 0.0:+.1%}" for error in row))
+    rank = "" if comparison.spearman is None else f"; Spearman {comparison.spearman:.3f}"
+    means = ", ".join(
+        f"{comparison.mean_error(phase):.1%} of the {what}"
+        for phase, what in (("total_s", "total"), ("prefill_s", "first token"), ("decode_s", "decoding"))
+    )
+    return titled(
+        f"Predicted for {comparison.device.name} against measured", table, f"mean absolute error: {means}{rank}"
+    )
+
+
 def format_seconds(value: float) -> str:
     """Write a time in four digits with its unit: 3.61 s, 15.6 ms, 17.9 µs."""
     for size, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
@@ -76,6 +114,17 @@ def format_bytes(value: float) -> str:
         if value >= size:
             return f"{value / size:.3g} {unit}"
     return f"{value:.0f} B"
+
+
+def _describe_workload(workload: Workload) -> str:
+    return f"{workload.batch} × ({workload.prompt_tokens} + {workload.new_tokens}) {workload.dtype}"
+
+
+def _describe_conditions(conditions: Mapping[str, str]) -> str:
+    """Name what a reader must know to judge a time; the row itself has the rest. A clock changes from row to row."""
+    threads = f"{conditions['threads']} threads" if "threads" in conditions else None
+    versions = [f"{name} {conditions[name]}" for name in ("torch", "cuda", "lathe") if name in conditions]
+    return ", ".join(text for text in (conditions.get("device"), threads, *versions) if text)
 
 
 def _bounds(latency: Latency, workload: Workload) -> str:
