@@ -2,7 +2,8 @@
 
 - arithmetic: the best rate of large square matmuls, per dtype;
 - memory: the best rate of summing an array far beyond every cache;
-- the last-level cache: the same, of an array half its size;
+- the last-level cache: the rate of matrix-vector products, as decoding does, with a matrix that fits; and as its size,
+  the largest matrix that still goes at that rate rather than at memory's, since a machine's guests share its cache;
 - launches: the time of one operation on one number, of many in a row.
 """
 
@@ -24,6 +25,9 @@ from lathe.model.checkpoint import DTYPES, check_device, check_dtype, free_bytes
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 MATMUL = {"cpu": 1024, "cuda": 8192}
 STREAM_BYTES = {"cpu": 2**28, "cuda": 2**31}
+VECTOR = 512
+CACHE_PARTS = (0.25, 0.35, 0.5, 0.7, 1.0)
+"""Matrices to try, as parts of the cache's size by the system."""
 OPERATIONS = 2000
 SECONDS = 0.6
 """How long each rate is tried; the best counts, since whatever else runs on the machine only slows it."""
@@ -41,21 +45,20 @@ def probe_device(device: str | torch.device = "cpu", *, threads: int | None = No
         conditions = describe_conditions(place)
         how = f"lathe probe, {conditions['threads']} threads, torch {conditions['torch']}"
         flops_per_s = {dtype: rate for dtype in DTYPES if (rate := _matmul_rate(place, dtype))}
-        cache_bytes = _cache_bytes(place)
         bytes_per_s = _sum_rate(place, STREAM_BYTES[place.type])
-        inside = _sum_rate(place, cache_bytes // 2) if cache_bytes else bytes_per_s
+        cache_bytes, cache_bytes_per_s = _find_cache(place, told=_cache_bytes(place)) or (0.0, bytes_per_s)
         numbers: dict[str, Any] = {
             "bytes_per_s": bytes_per_s,
             "memory_bytes": _memory_bytes(place),
-            "cache_bytes": float(cache_bytes),
-            "cache_bytes_per_s": max(inside, bytes_per_s),
+            "cache_bytes": cache_bytes,
+            "cache_bytes_per_s": cache_bytes_per_s,
             "launch_s": _launch_s(place),
         }
     sources = {
         "bytes_per_s": f"{how}: the best of many sums over {STREAM_BYTES[place.type] / 1e9:.2g} GB",
         "memory_bytes": "as the system tells",
-        "cache_bytes": "as the system tells; another machine's guests may share it",
-        "cache_bytes_per_s": f"{how}: the best of many sums over half the cache",
+        "cache_bytes": f"{how}: the largest matrix that is multiplied with a vector at the cache's rate",
+        "cache_bytes_per_s": f"{how}: the best of many products of a matrix in cache and a vector",
         "launch_s": f"{how}: an operation on one number, {OPERATIONS} in a row",
         **{f"flops_per_s.{dtype}": f"{how}: the best of many {MATMUL[place.type]}² matmuls" for dtype in flops_per_s},
     }
@@ -95,6 +98,22 @@ def _matmul_rate(place: torch.device, dtype: str) -> float | None:
 def _sum_rate(place: torch.device, size: int) -> float:
     array = torch.ones(size // 4, dtype=torch.float32, device=place)
     return size / _best_s(array.sum, place)
+
+
+def _vector_rate(place: torch.device, size: float) -> float:
+    weight = torch.ones(max(int(size / 4 / VECTOR), 1), VECTOR, dtype=torch.float32, device=place)
+    x = torch.ones(1, VECTOR, device=place)
+    return 4 * weight.numel() / _best_s(lambda: torch.nn.functional.linear(x, weight), place)
+
+
+def _find_cache(place: torch.device, *, told: int) -> tuple[float, float] | None:
+    """Give the cache's usable bytes and its rate; None where the system names no cache."""
+    if not told:
+        return None
+    rates = {told * part: _vector_rate(place, told * part) for part in CACHE_PARTS}
+    inside, outside = rates[told * CACHE_PARTS[0]], _vector_rate(place, 8 * told)
+    size = max(size for size, rate in rates.items() if size == told * CACHE_PARTS[0] or rate**2 >= inside * outside)
+    return float(size), inside
 
 
 def _launch_s(place: torch.device) -> float:
