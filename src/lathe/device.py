@@ -117,6 +117,11 @@ class Device:
         """Divide the peak that serves bf16 by memory's: work with fewer FLOPs a byte is bound by bandwidth."""
         return self.peak_flops("bf16") / self.bytes_per_s
 
+    @property
+    def has_host(self) -> bool:
+        """Say whether another processor launches this one's operations, ahead of time; a CPU does so itself."""
+        return self.family != "cpu"
+
     def peak_flops(self, dtype: str) -> float:
         """Give the dense peak that serves a workload's dtype, in FLOPs per second.
 

@@ -9,6 +9,7 @@
     ├── WorkloadError     a workload that cannot be, or that a model cannot serve
     ├── BudgetError       a budget that contradicts itself, or asks what cannot be said
     ├── RecipeError       a training that cannot be run
+    ├── DataError         text or tokens that cannot be read, stored or mixed as asked
     ├── CheckpointError   a model's files that cannot be read, or do not fit together
     ├── PresetError       a name that no preset has
     └── MissingExtraError a feature whose optional packages are not installed
@@ -56,6 +57,10 @@ class BudgetError(LatheError, ValueError):
 
 class RecipeError(LatheError, ValueError):
     """Refuse a recipe that makes no training."""
+
+
+class DataError(LatheError, ValueError):
+    """Refuse text or tokens that cannot be read, stored or mixed as asked."""
 
 
 class CheckpointError(LatheError, ValueError):

@@ -91,7 +91,7 @@ def count_slowly(shape: Shape, device: Device, work: Workload, engine: str) -> t
         total += max(2 * work.batch * head / flops, head * weight / (cache if whole else memory))
         total += 4 * rows * shape.d_model * wide / memory
         launched = count_launches(shape) * device.launch_s if engine == "eager" else 0.0
-        return max(total, launched) + device.step_s
+        return (max(total, launched) if device.has_host else total + launched) + device.step_s
 
     prompt = work.prompt_tokens
     contexts = range(prompt + 1, prompt + work.new_tokens)

@@ -4,7 +4,8 @@ A step (reading the prompt, or decoding one token for every sequence) takes
 
     max( Σ over operators max(FLOPs / flops_per_s, bytes / bytes_per_s),  launches · launch_s ) + step_s
 
-since the host runs ahead of the device: their times overlap and do not add. Graph capture ("graph") drops the launches.
+since the host runs ahead of the device: their times overlap and do not add. A CPU is its own host: there they add.
+Graph capture ("graph") drops the launches.
 Kernels and framework code are not in the model: equal shapes get equal predictions whatever runs them, and what an
 engine adds is `launch_s`, `step_s` and the two fractions, which `calibrate` fits.
 
@@ -127,8 +128,9 @@ def _predict(shape: Columns, device: Device, workload: Workload, *, engine: str,
     prefill, decode = _steps(shape, device, workload, weight_bytes)
     positions = prompt * (prompt + 1) / 2  # causal: the i-th of a prompt's tokens attends to i positions
     prefill_device_s = prefill.base_s + positions * prefill.slope_s
-    prefill_s = np.maximum(prefill_device_s, launch_s) + device.step_s
-    launched, decode_s = _sum_steps(decode, launch_s, first=prompt + 1, steps=steps)
+    together = np.maximum if device.has_host else np.add
+    prefill_s = together(prefill_device_s, launch_s) + device.step_s
+    launched, decode_s = _sum_steps(decode, launch_s, first=prompt + 1, steps=steps, ahead=device.has_host)
     decode_s = decode_s + steps * device.step_s
     numbers = {
         "prefill_s": prefill_s,
@@ -196,16 +198,16 @@ def check_context(shape: Shaped, workload: Workload) -> None:
         )
 
 
-def _sum_steps(step: Step, launch_s: Any, *, first: int, steps: int) -> tuple[Any, Any]:
+def _sum_steps(step: Step, launch_s: Any, *, first: int, steps: int, ahead: bool) -> tuple[Any, Any]:
     """Sum max(base + slope · t, launch_s) over the contexts t = first, first + 1, … of all decoding steps.
 
-    Returns whether most steps are bound by launches, and the sum. The device's time grows with t, so the launch-bound
-    steps come first.
+    Where no host runs ahead, they add instead. Returns whether most steps are bound by launches, and the sum. The
+    device's time grows with t, so the launch-bound steps come first.
     """
     last = first + steps - 1
-    if steps == 0 or (np.ndim(launch_s) == 0 and launch_s == 0):
+    if steps == 0 or not ahead or (np.ndim(launch_s) == 0 and launch_s == 0):
         mean_s = step.base_s + step.slope_s * ((first + last) / 2)
-        return np.less(mean_s, launch_s), steps * mean_s
+        return np.less(mean_s, launch_s), steps * (mean_s if ahead else mean_s + launch_s)
     crossing = np.ceil((launch_s - step.base_s) / step.slope_s)
     bound = np.minimum(np.maximum(crossing - first, 0.0), float(steps))
     rest = steps - bound
