@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from lathe.bench.measure import measure
     from lathe.budget import Budget
     from lathe.design.candidates import candidates, find_space
     from lathe.design.next import next_runs
     from lathe.design.plan import plan
     from lathe.device import Device
     from lathe.errors import LatheError
+    from lathe.hub.exporting import export_checkpoint
+    from lathe.hub.importing import import_checkpoint
     from lathe.latency.calibrate import calibrate
     from lathe.latency.cost import training_cost
     from lathe.latency.roofline import predict_latency
@@ -30,6 +33,11 @@ if TYPE_CHECKING:
     from lathe.laws.law import Law
     from lathe.laws.optimum import lifetime_optimal, optimal
     from lathe.laws.sigmoid import fit_sigmoid
+    from lathe.model.checkpoint import load_model, save_checkpoint
+    from lathe.model.decoder import Decoder
+    from lathe.model.generate import generate
+    from lathe.model.init import build
+    from lathe.model.sampling import Sampling
     from lathe.presets.devices import device_names, load_device
     from lathe.presets.shapes import load_shape, shape_names
     from lathe.recipe import Recipe
@@ -38,12 +46,15 @@ if TYPE_CHECKING:
     from lathe.workload import Latency, Workload
 
 _HOMES = {
+    "lathe.bench.measure": ("measure",),
     "lathe.budget": ("Budget",),
     "lathe.design.candidates": ("candidates", "find_space"),
     "lathe.design.next": ("next_runs",),
     "lathe.design.plan": ("plan",),
     "lathe.device": ("Device",),
     "lathe.errors": ("LatheError",),
+    "lathe.hub.exporting": ("export_checkpoint",),
+    "lathe.hub.importing": ("import_checkpoint",),
     "lathe.latency.calibrate": ("calibrate",),
     "lathe.latency.cost": ("training_cost",),
     "lathe.latency.roofline": ("predict_latency",),
@@ -56,6 +67,11 @@ _HOMES = {
     "lathe.laws.law": ("Law",),
     "lathe.laws.optimum": ("lifetime_optimal", "optimal"),
     "lathe.laws.sigmoid": ("fit_sigmoid",),
+    "lathe.model.checkpoint": ("load_model", "save_checkpoint"),
+    "lathe.model.decoder": ("Decoder",),
+    "lathe.model.generate": ("generate",),
+    "lathe.model.init": ("build",),
+    "lathe.model.sampling": ("Sampling",),
     "lathe.presets.devices": ("device_names", "load_device"),
     "lathe.presets.shapes": ("load_shape", "shape_names"),
     "lathe.recipe": ("Recipe",),
@@ -68,6 +84,7 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "FORMS",
     "Budget",
+    "Decoder",
     "Device",
     "Form",
     "Latency",
@@ -76,28 +93,36 @@ __all__ = [
     "Power",
     "Recipe",
     "Run",
+    "Sampling",
     "Shape",
     "Term",
     "Workload",
     "__version__",
+    "build",
     "calibrate",
     "candidates",
     "capacity_density",
     "chain",
     "compare",
     "device_names",
+    "export_checkpoint",
     "find_space",
     "fit",
     "fit_sigmoid",
+    "generate",
+    "import_checkpoint",
     "leave_sizes_out",
     "lifetime_optimal",
     "load_device",
+    "load_model",
     "load_shape",
+    "measure",
     "next_runs",
     "optimal",
     "plan",
     "predict_latency",
     "read_runs",
+    "save_checkpoint",
     "shape_names",
     "step_law",
     "training_cost",

@@ -12,7 +12,8 @@
     ├── DataError         text or tokens that cannot be read, stored or mixed as asked
     ├── CheckpointError   a model's files that cannot be read, or do not fit together
     ├── PresetError       a name that no preset has
-    └── MissingExtraError a feature whose optional packages are not installed
+    ├── MissingExtraError a feature whose optional packages are not installed
+    └── MissingBackendError a library to measure with that is not installed
 
 A message says what was given, what was wanted and what to do. `assert` is kept for Lathe's own bugs.
 """
@@ -80,6 +81,10 @@ class MissingExtraError(LatheError, ImportError):
     def __init__(self, feature: str, *, extra: str) -> None:
         super().__init__(f'{feature} needs packages that are not installed; run: pip install "lathe[{extra}]"')
         self.extra = extra
+
+
+class MissingBackendError(LatheError, ImportError):
+    """Name the pip command that adds a library to measure with."""
 
 
 def nearest(name: str, known: Iterable[str], *, count: int = 3) -> str:

@@ -11,11 +11,19 @@ import pytest
 import torch
 
 from lathe.bench import backends
-from lathe.bench.backends import BACKENDS, MissingBackendError
+from lathe.bench.backends import BACKENDS
 from lathe.bench.conditions import use_threads
 from lathe.bench.job import Job, find_target, make_model
 from lathe.bench.measure import measure
-from lathe.errors import CheckpointError, DeviceError, LatheError, MissingExtraError, PresetError, WorkloadError
+from lathe.errors import (
+    CheckpointError,
+    DeviceError,
+    LatheError,
+    MissingBackendError,
+    MissingExtraError,
+    PresetError,
+    WorkloadError,
+)
 from lathe.model.checkpoint import load_model, save_checkpoint
 from lathe.model.init import build
 from lathe.shape import Shape

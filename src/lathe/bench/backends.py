@@ -10,15 +10,11 @@ from dataclasses import dataclass
 from lathe.bench.foreign import open_hf, open_llama_cpp, open_vllm
 from lathe.bench.job import Job, Session
 from lathe.bench.native import open_lathe
-from lathe.errors import DeviceError, LatheError, MissingExtraError, WorkloadError, nearest
+from lathe.errors import DeviceError, MissingBackendError, MissingExtraError, WorkloadError, nearest
 from lathe.latency.roofline import check_context
 from lathe.model.checkpoint import check_dtype
 
 PLAIN = ("fp32", "bf16", "fp16")
-
-
-class MissingBackendError(LatheError, ImportError):
-    """Name the pip command that adds a library that measures."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Callable
@@ -60,7 +61,10 @@ def probe_device(device: str | torch.device = "cpu", *, threads: int | None = No
         "cache_bytes": f"{how}: the largest matrix that is multiplied with a vector at the cache's rate",
         "cache_bytes_per_s": f"{how}: the best of many products of a matrix in cache and a vector",
         "launch_s": f"{how}: an operation on one number, {OPERATIONS} in a row",
-        **{f"flops_per_s.{dtype}": f"{how}: the best of many {MATMUL[place.type]}² matmuls" for dtype in flops_per_s},
+        **{
+            f"flops_per_s.{dtype}": f"{how}: the best of many matmuls of up to {MATMUL[place.type]}²"
+            for dtype in flops_per_s
+        },
     }
     origins = {name: Origin(kind="measured", source=source) for name, source in sources.items()}
     guess = "a model's kernels against the peaks measured here; calibrate to know"
@@ -90,9 +94,13 @@ def _matmul_rate(place: torch.device, dtype: str) -> float | None:
         kind = check_dtype(dtype, place)
     except DeviceError:
         return None
-    side = MATMUL[place.type]
-    left, right = (torch.ones(side, side, dtype=kind, device=place) for _ in range(2))
-    return 2 * side**3 / _best_s(lambda: left @ right, place)
+    rate = 0.0
+    for side in (MATMUL[place.type] // 8, MATMUL[place.type]):
+        if rate and 2 * side**3 > SECONDS * rate:  # emulated, as fp16 is on most CPUs: the small one will do
+            break
+        left, right = (torch.ones(side, side, dtype=kind, device=place) for _ in range(2))
+        rate = 2 * side**3 / _best_s(functools.partial(torch.mm, left, right), place)
+    return rate
 
 
 def _sum_rate(place: torch.device, size: int) -> float:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from lathe.cli.plans import Dtype, _workload
+from lathe.cli.plans import Dtype, read_workload
 from lathe.cli.terminal import Progress, Words, need, open_console
 
 Backend = Literal["lathe", "hf", "vllm", "llama.cpp"]
@@ -63,7 +63,7 @@ def measure(
     need(shapes, "SHAPES", "a preset's name, a shape file or a checkpoint's folder")
     need(backend, "--backend", "a backend's name")
     predicted_on = None if compare is None else load_device(compare)
-    asked = _workload(workload, batch, prompt_tokens, new_tokens, dtype)
+    asked = read_workload(workload, batch, prompt_tokens, new_tokens, dtype)
     wanted = list_wanted(
         shapes, asked, sweeps=sweep, engines=engine, backends=backend, device=device, threads=threads, seed=seed
     )

@@ -69,7 +69,7 @@ def latency(
     need(shapes, "SHAPES", "a preset's name or a file")
     need(device, "--device", "a preset's name or a TOML file")
     need(engine, "--engine", "eager or graph")
-    asked = _workload(workload, batch, prompt_tokens, new_tokens, dtype)
+    asked = read_workload(workload, batch, prompt_tokens, new_tokens, dtype)
     machines = [load_device(name) for name in device]
     rows = [(name, machine, e) for name in shapes for machine in machines for e in engine]
     found = [predict_latency(load_shape(name), device=m, workload=asked, engine=e) for name, m, e in rows]
@@ -218,7 +218,7 @@ def plan(
     }  # fmt: skip
     fitted = Law.load(law)
     found = make_plan(
-        fitted, load_device(device), _workload(workload, batch, prompt_tokens, new_tokens, dtype),
+        fitted, load_device(device), read_workload(workload, batch, prompt_tokens, new_tokens, dtype),
         _budget(budget, given), engine=engine, top=top, level=level,
         space=find_space(fitted.axes, assume=assume, base=None if like is None else load_shape(like)),
         error_law=None if error_law is None else Law.load(error_law),
@@ -279,7 +279,7 @@ def next_runs(
     open_console().print(next_table(found))
 
 
-def _workload(path: Path | None, batch: int, prompt_tokens: int, new_tokens: int, dtype: str) -> Workload:
+def read_workload(path: Path | None, batch: int, prompt_tokens: int, new_tokens: int, dtype: str) -> Workload:
     from lathe import codec
     from lathe.workload import Workload
 

@@ -51,7 +51,7 @@ def import_checkpoint(
 
     Args:
         source: a folder with config.json and safetensors, a Hugging Face repository's id such as `org/name`, an OpenLM
-            `.pt` file with its params beside it, or a llama2.c `.bin` file.
+            `.pt` file with its params beside it, a llama2.c `.bin` file, or an unquantised `.gguf` file.
         out: a folder that is not there yet, or empty.
         dtype: fp32, bf16 or fp16; the weights keep theirs if not given.
         revision: a repository's branch, tag or commit.
@@ -114,13 +114,20 @@ def _read_llama2c(path: Path, shape: Shape | None) -> tuple[Shape, dict[str, Ten
     return read_llama2c(path)
 
 
+def _read_gguf(path: Path, shape: Shape | None) -> tuple[Shape, dict[str, Tensor]]:
+    from lathe.hub.gguf import read_gguf
+
+    return read_gguf(path)
+
+
 FILES: dict[str, Callable[[Path, Shape | None], tuple[Shape, dict[str, Tensor]]]] = {
     ".pt": _read_openlm,
     ".bin": _read_llama2c,
+    ".gguf": _read_gguf,
 }
 """How to read a model that is one file, by suffix."""
 WANTED = (
-    f"a folder with {CONFIG} and {WEIGHTS}, an OpenLM .pt file, a llama2.c .bin file, or a repository like org/name"
+    f"a folder with {CONFIG} and {WEIGHTS}, an OpenLM .pt, llama2.c .bin or GGUF file, or a repository like org/name"
 )
 
 

@@ -25,6 +25,7 @@ from torch import Tensor
 from lathe import codec, documents
 from lathe.errors import CheckpointError, DeviceError, MissingExtraError, nearest
 from lathe.model.decoder import Decoder
+from lathe.model.quantise import QUANTISED, WIDE, quantise
 from lathe.recipe import Recipe
 from lathe.shape import Shape
 
@@ -123,18 +124,26 @@ def load_shape_of(folder: str | Path) -> Shape:
 def load_model(folder: str | Path, *, dtype: str = "fp32", device: str | torch.device = "cpu") -> Decoder:
     """Load a checkpoint's decoder, ready to compute with: in evaluation mode, without gradients.
 
+    For int8 and int4 see `lathe.model.quantise`.
+
     Raises:
         CheckpointError: no checkpoint, or weights that are not its shape's.
         DeviceError: a dtype or device that there is not, or too little memory.
+        ShapeError: matrices that int4's groups do not divide.
+        MissingExtraError: int8 or int4 without torchao.
     """
     shape = load_shape_of(folder)
     model = empty_model(shape)
     weights = read_tensors(Path(folder) / WEIGHTS)
     check_weights(shape, {name: tuple(w.shape) for name, w in weights.items()}, source=str(Path(folder) / WEIGHTS))
     place = check_device(device)
-    wanted = check_dtype(dtype, place)
+    quantised = dtype in QUANTISED
+    wanted = check_dtype(WIDE if quantised else dtype, place)
     with explain_memory(shape, dtype=dtype, device=place):
-        model.load_state_dict({name: w.to(place, wanted) for name, w in weights.items()}, assign=True)
+        wide_at = torch.device("cpu") if quantised else place  # the device never holds what is to be quantised whole
+        model.load_state_dict({name: w.to(wide_at, wanted) for name, w in weights.items()}, assign=True)
+        if quantised:
+            quantise(model, dtype, device=place)
     return model.eval().requires_grad_(False)
 
 

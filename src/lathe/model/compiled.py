@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from lathe.errors import WorkloadError
 from lathe.model.cache import KVCache
@@ -106,9 +107,18 @@ def _name(model: Decoder, cache: KVCache) -> str:
     for source in sorted(Path(__file__).parent.glob("*.py")):  # the step's code is ours
         digest.update(source.read_bytes())
     for name, weight in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(weight.detach().contiguous().view(torch.uint8).numpy())
+        digest.update(f"{name} {type(weight).__name__}".encode())
+        for plain in _plain_tensors(weight):
+            digest.update(plain.detach().contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _plain_tensors(weight: Tensor) -> list[Tensor]:
+    """Take a quantised weight apart: its numbers, scales and zeros."""
+    if not is_traceable_wrapper_subclass(weight):
+        return [weight]
+    names, _ = weight.__tensor_flatten__()
+    return [plain for name in names for plain in _plain_tensors(getattr(weight, name))]
 
 
 def _processor() -> str:
