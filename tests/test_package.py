@@ -70,6 +70,35 @@ def test_commands_never_load_torch(tmp_path: Path) -> None:
     assert (tmp_path / "law.json").is_file()
 
 
-def test_every_public_name_resolves_without_torch() -> None:
-    script = NO_TORCH + "import lathe\nprint(len([getattr(lathe, name) for name in lathe.__all__]))\n"
-    assert int(run_python(script)) == len(lathe.__all__)
+NEEDS_TORCH = {"lathe.bench", "lathe.hub", "lathe.model"}
+
+
+def test_public_names_need_torch_only_where_models_are_run() -> None:
+    plain = [name for name, module in lathe._HOME.items() if module.rpartition(".")[0] not in NEEDS_TORCH]
+    assert len(plain) > 30
+    script = NO_TORCH + "import lathe, sys\nprint(len([getattr(lathe, name) for name in sys.argv[1:]]))\n"
+    assert int(run_python(script, *plain)) == len(plain)
+
+
+ABSENT_TORCH = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "torch":
+            raise ModuleNotFoundError("No module named 'torch'", name="torch")
+sys.meta_path.insert(0, Absent())
+"""
+
+
+def test_without_torch_its_extra_is_named() -> None:
+    script = (
+        ABSENT_TORCH + "import lathe\ntry:\n    lathe.generate\nexcept lathe.LatheError as error:\n    print(error)\n"
+    )
+    assert run_python(script) == (
+        'lathe.generate needs packages that are not installed; run: pip install "lathe[train]"\n'
+    )
+    script = ABSENT_TORCH + "from lathe.cli import main\nmain(['generate', '.', '--prompt', 'x'])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith("lathe: lathe generate needs packages")
+    assert 'pip install "lathe[train]"' in done.stderr

@@ -132,7 +132,12 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'lathe' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME[name]), name)
+    try:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+    except ModuleNotFoundError as error:
+        from lathe.errors import explain_import
+
+        raise explain_import(error, feature=f"lathe.{name}") from None
     globals()[name] = value
     return value
 

@@ -83,6 +83,27 @@ class MissingExtraError(LatheError, ImportError):
         self.extra = extra
 
 
+EXTRAS = {
+    "torch": "train",
+    "safetensors": "train",
+    "tokenizers": "train",
+    "transformers": "hf",
+    "huggingface_hub": "hf",
+    "gguf": "hf",
+    "torchao": "quant",
+    "datatrove": "data",
+    "pyarrow": "data",
+    "zstandard": "data",
+}
+"""Which extra brings a package."""
+
+
+def explain_import(error: ImportError, *, feature: str) -> ImportError:
+    """Turn the failed import of an extra's package into an error that names the pip command; give others back."""
+    package = (error.name or "").partition(".")[0]
+    return MissingExtraError(feature, extra=EXTRAS[package]) if package in EXTRAS else error
+
+
 class MissingBackendError(LatheError, ImportError):
     """Name the pip command that adds a library to measure with."""
 

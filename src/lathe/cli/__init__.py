@@ -14,7 +14,7 @@ from lathe.cli.laws import compare, fit, optimal, predict
 from lathe.cli.models import generate
 from lathe.cli.plans import calibrate, devices, latency, next_runs, plan
 from lathe.cli.shapes import shape, shapes
-from lathe.errors import LatheError
+from lathe.errors import LatheError, explain_import
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "fit": fit,
@@ -51,11 +51,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     try:
         tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="lathe", description=DESCRIPTION, args=given)
-    except LatheError as error:
-        print(f"lathe: {error}", file=sys.stderr)
+    except (LatheError, ModuleNotFoundError) as error:
+        if not isinstance(explained := _explain(error, given), LatheError):
+            raise
+        print(f"lathe: {explained}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
+
+
+def _explain(error: LatheError | ModuleNotFoundError, given: Sequence[str]) -> Exception:
+    """Name the extra whose package a command could not import."""
+    return error if isinstance(error, LatheError) else explain_import(error, feature=f"lathe {given[0]}")
