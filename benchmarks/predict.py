@@ -1,11 +1,11 @@
 """Set predicted latencies beside measured ones on this CPU, after calibrating on three shapes.
 
-Run it as `python benchmarks/predict.py [--save]` on a machine with nothing else to do: it takes about four minutes.
-Everything is measured in two rounds, and of each shape the quieter one counts: a neighbour's work disturbs minutes, and
-shapes measured in other minutes could not be compared. The device is probed first (its matmul and streaming rates),
-then calibrated on CALIBRATED, and its predictions for SHAPES are set against what `measure` finds: Lathe's eager
-engine, batch 1, 128 prompt and 64 new tokens, fp32, 2 threads, vocabulary 8192. Both lists keep head dim 64 and
-OpenLM's d_ff; SHAPES span 8× in depth and 8× in width.
+Run it as `python benchmarks/predict.py [--save]` on a machine with nothing else to do: it takes about four minutes. The
+device is probed first (its matmul and streaming rates), then calibrated on CALIBRATED, and its predictions for SHAPES
+are set against what serving them takes: Lathe's eager engine, batch 1, 128 prompt and 64 new tokens, fp32, 2 threads,
+vocabulary 8192. All shapes stay open and take turns, one run each a round, so that a neighbour's work that disturbs a
+minute disturbs all of them alike; each time is the median over the rounds. Both lists keep head dim 64 and OpenLM's
+d_ff; SHAPES span 8× in depth and 8× in width.
 
 `--shapes N` takes the first N of SHAPES only, to see that everything runs.
 """
@@ -16,47 +16,66 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 os.environ.setdefault("BENCH_THREADS", "2")
 
 from _report import publish, row
 
 from lathe.bench.compare import Comparison, compare
-from lathe.bench.measure import measure
+from lathe.bench.job import Job, Target
+from lathe.bench.native import open_lathe
 from lathe.bench.probe import probe_device
 from lathe.bench.rows import Measurement
+from lathe.bench.steady import Sample, Trial
 from lathe.latency.calibrate import calibrate
 from lathe.shape import Shape
-from lathe.workload import Workload
+from lathe.workload import Latency, Workload
 
 THREADS = int(os.environ["BENCH_THREADS"])
 ASKED = Workload(prompt_tokens=128, new_tokens=64, dtype="fp32")
-CALIBRATED = ((192, 18), (512, 6), (896, 6))
-"""Width and depth: launches bind the first, memory the last."""
+CALIBRATED = ((128, 3), (256, 24), (1024, 6))
+"""Width and depth: one small, one deep, one wide, so that a step's cost, launches and memory can be told apart."""
 SHAPES = (
-    (128, 3), (128, 24), (1024, 3), (256, 8), (512, 12), (768, 6), (256, 3), (256, 24), (384, 6), (384, 16), (512, 3),
-    (640, 4), (640, 12), (768, 3), (1024, 6),
+    (128, 24), (1024, 3), (192, 18), (512, 12), (768, 6), (256, 3), (256, 8), (384, 6), (384, 16), (512, 3), (512, 6),
+    (640, 4), (640, 12), (768, 3), (896, 6),
 )  # fmt: skip
-RUNS, ROUNDS = 3, 2
+ROUNDS, WARMUP = 12, 2
 
 
 def measure_all(sizes: Sequence[tuple[int, int]]) -> list[Measurement]:
-    """Measure shapes by width and depth, in ROUNDS over all of them; of each, the quickest round counts."""
-    rounds = [[measure_one(width, depth) for width, depth in sizes] for _ in range(ROUNDS)]
-    return [min(repeats, key=lambda m: m.latency.total_s) for repeats in zip(*rounds, strict=True)]
+    """Serve shapes of these widths and depths in turns, and give each one's median times."""
+    import torch  # not above: `_report` must hold its threads first
+
+    shapes = [Shape.of(d_model=d, n_layers=n, n_heads=d // 64, vocab_size=8192) for d, n in sizes]
+    names = [f"{d}×{n}" for d, n in sizes]
+    trials: list[list[Trial]] = [[] for _ in sizes]
+    with ExitStack() as stack:
+        sessions = []
+        for name, shape in zip(names, shapes, strict=True):
+            job = Job(target=Target(name=name, shape=shape), workload=ASKED, engine="eager", device=torch.device("cpu"))
+            sessions.append(stack.enter_context(open_lathe(job)))
+        for turn in range(WARMUP + ROUNDS):
+            found = [session.once() for session in sessions]
+            print(f"round {turn + 1}: {sum(t.total_s for t in found):.1f} s", file=sys.stderr, flush=True)
+            if turn >= WARMUP:
+                for kept, trial in zip(trials, found, strict=True):
+                    kept.append(trial)
+    return [
+        Measurement(name=name, shape=shape, workload=ASKED, latency=summarise(shape, kept))
+        for name, shape, kept in zip(names, shapes, trials, strict=True)
+    ]
 
 
-def measure_one(width: int, depth: int) -> Measurement:
-    """Measure one shape, and say it on stderr."""
-    shape = Shape.of(d_model=width, n_layers=depth, n_heads=width // 64, vocab_size=8192)
-    latency = measure(shape, ASKED, engine="eager", threads=THREADS, runs=RUNS)
-    settled = "" if latency.steady else ", never settled"
-    print(
-        f"{width}×{depth}: {latency.total_s:.4g} s, spread {latency.spread:.0%}, warm-up {latency.warmup_runs} of"
-        f" {latency.warmup_runs + (latency.runs or 0)} runs{settled}",
-        file=sys.stderr, flush=True,
+def summarise(shape: Shape, trials: Sequence[Trial]) -> Latency:
+    """Put the medians of a shape's runs into the word that predictions use."""
+    sample = Sample(trials=tuple(trials), warmup_runs=WARMUP, steady=True)
+    return Latency(
+        prefill_s=sample.median("prefill_s"), decode_s=sample.median("decode_s"), engine="eager", backend="lathe",
+        weight_bytes=shape.weight_bytes("fp32"), kv_bytes=shape.kv_bytes(1, ASKED.context, "fp32"),
+        activation_bytes=0.0, tokens_per_s=ASKED.new_tokens / sample.median("total_s"), spread=sample.spread,
+        runs=len(trials),
     )  # fmt: skip
-    return Measurement(name=f"{width}×{depth}", shape=shape, workload=ASKED, latency=latency)
 
 
 def show(found: Comparison) -> None:
@@ -71,6 +90,9 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help="also write the JSON under benchmarks/results/")
     parser.add_argument("--shapes", type=int, default=len(SHAPES), help="how many of SHAPES to take")
     given = parser.parse_args()
+    import torch
+
+    torch.set_num_threads(THREADS)
     device = probe_device(threads=THREADS)
     rates = f"{device.flops_per_s['fp32'] / 1e9:.3g} GFLOP/s, {device.bytes_per_s / 1e9:.3g} GB/s"
     print(f"probed: {rates}, {device.launch_s * 1e6:.3g} µs a launch", file=sys.stderr)
