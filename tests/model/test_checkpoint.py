@@ -165,7 +165,7 @@ def test_a_wrong_shape_file(folder):
     ("given", "message"),
     [
         ({"dtype": "float32"}, "unknown dtype 'float32' of weights; "),
-        ({"dtype": "int8"}, "unknown dtype 'int8'"),
+        ({"dtype": "int3"}, "unknown dtype 'int3'"),
         ({"device": "gpu"}, "torch cannot use the device 'gpu' here"),
         ({"device": "cuda:77"}, "torch cannot use the device 'cuda:77' here"),
     ],
@@ -297,9 +297,9 @@ def nine_gb_free(monkeypatch: pytest.MonkeyPatch) -> None:
         (
             torch.OutOfMemoryError("CUDA out of memory"),
             0.0,
-            "need 26.95 GB, and 9.00 GB are free; int8 weights would fit",
+            "need at least 26.95 GB, and 9.00 GB are free; int8 weights would fit",
         ),
-        (MemoryError(), 3e9, "need 29.95 GB, and 9.00 GB are free; int4 weights would fit"),
+        (MemoryError(), 3e9, "need at least 29.95 GB, and 9.00 GB are free; int4 weights would fit"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 8e9, "take a smaller shape, batch or context"),
     ],
 )

@@ -21,7 +21,7 @@ def open_lathe(job: Job) -> Iterator[Session]:
     Decoding is greedy, each token fed back as it comes, and waits for the device once a phase, not once a token.
     """
     work, prompts = job.workload, job.prompts()
-    engine = open_engine(make_model(job), batch=work.batch, slots=work.context, engine=job.engine)
+    engine = open_engine(make_model(job), batch=work.batch, slots=work.context - 1, engine=job.engine)
 
     def once() -> Trial:
         synchronise(job.device)

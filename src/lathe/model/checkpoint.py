@@ -11,6 +11,7 @@ Nothing is unpickled, and the folder's content is checked against its shape befo
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -82,11 +83,18 @@ def save_tensors(weights: Mapping[str, Tensor], path: Path, *, metadata: Mapping
     neighbour = path.with_name(f".{path.name}.part")
     try:
         save_file(_separate(weights), neighbour, metadata={"format": "pt", **(metadata or {})})
+        neighbour.chmod(0o666 & ~_umask())  # safetensors makes files that others cannot read
         neighbour.replace(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be written: {error}; is the disk full?") from None
     finally:
         neighbour.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _separate(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -24,7 +24,13 @@ from lathe.errors import WorkloadError
 from lathe.model.cache import KVCache
 from lathe.model.decoder import Decoder
 
-SETTINGS: dict[str, Any] = {"freezing": True, "max_autotune": True, "max_autotune_gemm_backends": "CPP"}
+SETTINGS: dict[str, Any] = {
+    "freezing": True,
+    "max_autotune": True,
+    "max_autotune_gemm_backends": "CPP",
+    "cpp.enable_grouped_gemm_template": True,
+}
+"""Inductor's: weights are constants, products its own C++ ones; those that read one input (gate and up) go as one."""
 KEPT = 8
 """Packages kept on disk; the one unused for longest goes first."""
 log = logging.getLogger(__name__)
@@ -46,7 +52,7 @@ class Step(nn.Module):
 def compile_for_cpu(model: Decoder, cache: KVCache) -> tuple[Callable[[Tensor, Tensor], Tensor], float, bool]:
     """Compile a step over a cache: gives it, the seconds that took, and whether it was there from an earlier run.
 
-    Raises WorkloadError where there is no C++ compiler.
+    Raises WorkloadError where there is no C++ compiler, or no product for quantised weights.
     """
     started = time.perf_counter()
     path = cache_folder() / f"{_name(model, cache)}.pt2"
@@ -91,6 +97,13 @@ def _compile(model: Decoder, cache: KVCache, path: Path) -> None:
             f"engine 'compile' needs a C++ compiler: {str(error).splitlines()[0]}; install one (on Debian and Ubuntu: "
             "g++), or use engine 'eager'"
         ) from None
+    except exc.InductorError as error:
+        if "NoValidChoicesError" not in str(error):
+            raise
+        raise WorkloadError(
+            "engine 'compile' has no product for these weights here: int4 takes matrices whose outputs are multiples "
+            "of 64, on a processor with AVX-512; use engine 'eager'"
+        ) from None
     finally:
         neighbour.unlink(missing_ok=True)
     packages = sorted(path.parent.glob("*.pt2"), key=lambda p: p.stat().st_mtime)
@@ -109,7 +122,7 @@ def _name(model: Decoder, cache: KVCache) -> str:
     for name, weight in model.state_dict().items():
         digest.update(f"{name} {type(weight).__name__}".encode())
         for plain in _plain_tensors(weight):
-            digest.update(plain.detach().contiguous().view(torch.uint8).numpy())
+            digest.update(plain.detach().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

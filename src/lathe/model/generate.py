@@ -63,7 +63,7 @@ def generate(
 
 def _open(model: Decoder, prompts: Sequence[Sequence[int]], max_new_tokens: int, engine: str) -> Engine:
     shape, weight = model.shape, model.embedding.weight
-    slots = max(map(len, prompts)) + max_new_tokens
+    slots = max(map(len, prompts)) + max_new_tokens - 1  # the last new token is not read
     check_positions(shape, slots)
     if engine != "eager":
         slots += -slots % SLOTS_MULTIPLE

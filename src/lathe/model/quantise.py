@@ -108,8 +108,8 @@ def _check_matrices(linears: Mapping[str, nn.Linear], dtype: str, place: torch.d
         rows_out, rows_in = weight.shape
         if rows_in % GROUP:
             raise ShapeError(
-                f"int4 weights share scales in groups of {GROUP} inputs, and {name} has {rows_in}; use int8, or a shape "
-                f"whose d_model and d_ff are multiples of {GROUP}"
+                f"int4 weights share scales in groups of {GROUP} inputs, and {name} has {rows_in}; use int8, or a "
+                f"shape whose d_model and d_ff are multiples of {GROUP}"
             )
         if place.type == "cpu" and rows_out % CPU_ROWS:
             raise ShapeError(
