@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 
@@ -9,6 +10,7 @@ import tyro
 
 from lathe import __version__
 from lathe.cli.bench import measure, probe
+from lathe.cli.data import DATA_COMMANDS, data
 from lathe.cli.hub import export_model, import_model
 from lathe.cli.laws import compare, fit, optimal, predict
 from lathe.cli.models import generate
@@ -33,7 +35,10 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "generate": generate,
     "shapes": shapes,
     "shape": shape,
+    "data": data,
 }
+GROUPS: dict[str, dict[str, Callable[..., None]]] = {"data": DATA_COMMANDS}
+"""Commands that have commands of their own."""
 
 
 DESCRIPTION = """Shape language models to their latency budget.
@@ -49,8 +54,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if given == ["--version"]:
         print(f"lathe {__version__}")
         return
+    prog, commands, description, rest = "lathe", COMMANDS, DESCRIPTION, given
+    if given and given[0] in GROUPS:
+        group, *rest = given
+        prog, commands, description = f"lathe {group}", GROUPS[group], inspect.getdoc(COMMANDS[group])
     try:
-        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="lathe", description=DESCRIPTION, args=given)
+        tyro.extras.subcommand_cli_from_dict(commands, prog=prog, description=description, args=rest)
     except (LatheError, ModuleNotFoundError) as error:
         if not isinstance(explained := _explain(error, given), LatheError):
             raise

@@ -47,11 +47,11 @@ def measure(
         batch: prompts served together.
         prompt_tokens: tokens of each prompt.
         new_tokens: tokens to generate for each.
-        dtype: of the weights; int8 and int4 quantise weights only.
+        dtype: of the weights, on a CPU too, where fp32 may be faster; int8 and int4 quantise weights only.
         workload: a TOML file with these four instead.
         runs: fewest measured runs, after warming up; 10 if not given.
         seed: of prompts and of random weights.
-        again: measure what the file already has, too.
+        again: measure what the file already has, too, and replace it there.
         compare: a device (a preset's name or a file) whose predictions to set beside the measurements.
     """
     from lathe.bench.compare import compare as compare_rows
@@ -64,15 +64,15 @@ def measure(
     need(backend, "--backend", "a backend's name")
     predicted_on = None if compare is None else load_device(compare)
     asked = read_workload(workload, batch, prompt_tokens, new_tokens, dtype)
-    wanted = list_wanted(
+    wanted, notes = list_wanted(
         shapes, asked, sweeps=sweep, engines=engine, backends=backend, device=device, threads=threads, seed=seed
     )
     console = open_console()
     known, warning = ([], None) if out is None else open_rows(out)
-    if warning is not None:
-        console.print(f"! {warning}")
+    for note in notes if warning is None else [*notes, warning]:
+        console.print(f"! {note}")
     with Progress("Measuring") as tick:
-        found = run_all(wanted, known=() if again else known, out=out, runs=runs, progress=tick)
+        found = run_all(wanted, known=known, again=again, out=out, runs=runs, progress=tick)
     console.print(measured_table(found))
     if predicted_on is not None:
         console.print(comparison_table(compare_rows(found, predicted_on)))

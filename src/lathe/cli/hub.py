@@ -22,12 +22,12 @@ def import_model(
     """Turn a model of another library into a Lathe checkpoint.
 
     Reads Llama, Mistral, Qwen2, Qwen3, MobileLLM, GPT-2, GPT-NeoX, OPT, OLMo and StableLM as Hugging Face keeps them,
-    OpenLM's .pt and llama2.c's .bin files. No code that comes with a model is run.
+    OpenLM's .pt, llama2.c's .bin and unquantised .gguf files. No code that comes with a model is run.
 
     Example: lathe import EleutherAI/pythia-70m --out pythia-70m
 
     Args:
-        source: a folder with config.json and safetensors, a Hugging Face repository's id, or a .pt or .bin file.
+        source: a folder with config.json and safetensors, a Hugging Face repository's id, or a .pt, .bin or .gguf file.
         out: a new folder.
         dtype: to store the weights in; as they are if not given.
         revision: a repository's branch, tag or commit.

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
+from lathe.cli.bench import Engine
+from lathe.cli.plans import Dtype
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
@@ -23,8 +26,8 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = 0.95,
     seed: int = 0,
-    engine: str = "eager",
-    dtype: str = "fp32",
+    engine: Engine = "eager",
+    dtype: Dtype = "fp32",
     device: str = "cpu",
     ignore_stop: bool = False,
     json: bool = False,
@@ -41,8 +44,8 @@ def generate(
         top_k: draw among the k most probable tokens only.
         top_p: draw among the fewest tokens whose probabilities reach this.
         seed: of the draws.
-        engine: eager, compile (a minute or two the first time, then kept), or graph (CUDA graphs).
-        dtype: of the weights: fp32, bf16, fp16; int8 and int4 quantise weights only.
+        engine: eager, compile (half a minute to two the first time, then kept), or graph (CUDA graphs).
+        dtype: of the weights; int8 and int4 quantise weights only.
         device: cpu, cuda, cuda:1, …
         ignore_stop: go on after the model's stop tokens.
         json: print one JSON line a text: prompt, text, new tokens.

@@ -1,0 +1,202 @@
+"""Keep tokens on disk: memory-mapped shards, an index of documents, and a manifest that makes them a dataset.
+
+    dataset.json            the `Manifest`, written last: a folder without it is not a dataset
+    tokenizer.json          the tokenizer that made the ids
+    train-00000.bin, …      ids, little-endian uint16 or uint32, documents one after another, each with its end-of-text
+    train-00000.idx, …      one row a document: the token after its last one in the shard, and its text's bytes (uint64)
+    held-out-00000.bin, …   the same for documents held out
+
+A *split* ("train", "held-out") is one stream of tokens: its shards in order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lathe import codec
+from lathe.errors import DataError
+
+MANIFEST, TOKENIZER = "dataset.json", "tokenizer.json"
+SPLITS = ("train", "held-out")
+INDEX_COLUMNS = 2
+"""Of an index's row: where a document ends in its shard, in tokens, and the bytes of its text."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """Name one shard: its file without suffix, what it holds, and the checksums (sha256) of its two files."""
+
+    name: str
+    split: str
+    tokens: int
+    documents: int
+    text_bytes: int
+    sources: tuple[str, ...]
+    sha256: str
+    index_sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """Say what a dataset holds and where it comes from.
+
+    `end_of_text` is the id after every document, None where foreign tokens have none. `tokenizer_sha256` is that of
+    tokenizer.json's bytes, None where the tokenizer is not known. `text_bytes` are UTF-8's, 0 where the text is not
+    known. `bad_lines` counts inputs' lines that were skipped, by file; `empty_documents` those without text. `request`
+    identifies what was asked of the build, None where the dataset was made in another way.
+    """
+
+    vocab_size: int
+    dtype: str
+    end_of_text: int | None
+    tokenizer_sha256: str | None
+    held_out: float
+    shards: tuple[Shard, ...]
+    bad_lines: dict[str, int]
+    empty_documents: int = 0
+    request: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype != dtype_of(self.vocab_size):
+            raise DataError(
+                f"dtype={self.dtype!r} for a vocabulary of {self.vocab_size}; wanted {dtype_of(self.vocab_size)!r}"
+            )
+
+
+def dtype_of(vocab_size: int) -> str:
+    """Name the narrowest dtype that holds every id."""
+    return "uint16" if vocab_size <= 2**16 else "uint32"
+
+
+class Dataset:
+    """Read a dataset: nothing is loaded but the index; tokens come from the page cache.
+
+    Raises DataError for a folder that is no dataset, or whose files are not those of its manifest by size.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        path = self.folder / MANIFEST
+        if not path.is_file():
+            unfinished = " (a build that was not finished: run it again)" if self.folder.is_dir() else ""
+            raise DataError(f"{self.folder} is no dataset: it has no {MANIFEST}{unfinished}")
+        self.manifest = codec.load(Manifest, path, kind="dataset")
+        for shard in self.manifest.shards:
+            self._check_size(shard.name + ".bin", shard.tokens * np.dtype(self.manifest.dtype).itemsize)
+            self._check_size(shard.name + ".idx", shard.documents * INDEX_COLUMNS * 8)
+
+    def split(self, name: str) -> Split:
+        """Open one split. Raises DataError for a name that there is not."""
+        if name not in SPLITS:
+            raise DataError(f"a dataset has no split {name!r}; it has {' and '.join(SPLITS)}")
+        return Split(self, name, [shard for shard in self.manifest.shards if shard.split == name])
+
+    def _check_size(self, name: str, wanted: int) -> None:
+        path = self.folder / name
+        found = path.stat().st_size if path.is_file() else None
+        if found != wanted:
+            state = "is missing" if found is None else f"has {found:,} bytes, and its manifest says {wanted:,}"
+            raise DataError(f"{path} {state}; copy the dataset again, or build it anew")
+
+
+class Split:
+    """One stream of tokens over several shards.
+
+    `starts_s` holds where each shard begins in the stream, with the total at the end; `ends_n` where each document ends
+    in the stream.
+    """
+
+    def __init__(self, dataset: Dataset, name: str, shards: Sequence[Shard]) -> None:
+        self.dataset, self.name, self.shards = dataset, name, tuple(shards)
+        self.starts_s = np.concatenate([[0], np.cumsum([s.tokens for s in shards], dtype=np.int64)]).astype(np.int64)
+        self._maps: list[NDArray[np.unsignedinteger]] = [self._open(s) for s in shards]
+
+    @property
+    def tokens(self) -> int:
+        """Count all tokens."""
+        return int(self.starts_s[-1])
+
+    @cached_property
+    def index_nc(self) -> NDArray[np.uint64]:
+        """Give every document's end in the stream and its text's bytes, one row each."""
+        parts = [
+            np.fromfile(self.dataset.folder / f"{s.name}.idx", dtype="<u8").reshape(-1, INDEX_COLUMNS)
+            + np.array([start, 0], dtype=np.uint64)
+            for s, start in zip(self.shards, self.starts_s, strict=False)
+        ]
+        return np.concatenate(parts) if parts else np.zeros((0, INDEX_COLUMNS), dtype=np.uint64)
+
+    def read(self, start: int, count: int) -> NDArray[np.unsignedinteger]:
+        """Read tokens of the stream, across shards where need be. Raises DataError beyond its end."""
+        if start < 0 or count < 0 or start + count > self.tokens:
+            raise DataError(f"tokens {start} to {start + count} of a split that has {self.tokens}")
+        at = int(np.searchsorted(self.starts_s, start, side="right")) - 1
+        parts = []
+        while count > 0:
+            within = start - int(self.starts_s[at])
+            part = self._maps[at][within : within + count]
+            parts.append(part)
+            start, count, at = start + len(part), count - len(part), at + 1
+        return parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else self._empty()
+
+    def _open(self, shard: Shard) -> NDArray[np.unsignedinteger]:
+        path, dtype = self.dataset.folder / f"{shard.name}.bin", np.dtype(self.dataset.manifest.dtype)
+        return np.memmap(path, dtype=dtype, mode="r") if shard.tokens else self._empty()
+
+    def _empty(self) -> NDArray[np.unsignedinteger]:
+        return np.zeros(0, dtype=self.dataset.manifest.dtype)
+
+
+def write_shard(
+    folder: str | Path,
+    name: str,
+    *,
+    split: str,
+    tokens: NDArray[np.unsignedinteger],
+    index_nc: NDArray[np.uint64],
+    sources: Sequence[str],
+) -> Shard:
+    """Write one shard's two files, each whole or not at all. Raises DataError when the disk is full or read-only."""
+    sums = []
+    for suffix, values in ((".bin", tokens), (".idx", index_nc.astype("<u8"))):
+        sums.append(write_whole(Path(folder) / f"{name}{suffix}", np.ascontiguousarray(values).tobytes()))
+    return Shard(
+        name=name, split=split, tokens=len(tokens), documents=len(index_nc), text_bytes=int(index_nc[:, 1].sum()),
+        sources=tuple(sources), sha256=sums[0], index_sha256=sums[1],
+    )  # fmt: skip
+
+
+def write_whole(path: Path, content: bytes) -> str:
+    """Write a file in one step, synced, and give its sha256. Raises DataError; nothing is left then."""
+    neighbour = path.with_name(f".{path.name}.part")
+    try:
+        try:
+            with open(neighbour, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(neighbour, path)
+        finally:
+            neighbour.unlink(missing_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from None
+    return hashlib.sha256(content).hexdigest()
+
+
+def cannot_write(path: Path, error: OSError) -> DataError:
+    """Make the error of a file or folder that cannot be written."""
+    return DataError(f"{path}: cannot be written: {error.strerror}; free some space or choose another --out")
+
+
+def file_sha256(path: Path) -> str:
+    """Hash a file without loading it whole."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
