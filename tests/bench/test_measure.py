@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,10 +12,12 @@ import pytest
 import torch
 
 from lathe.bench import backends
+from lathe.bench import measure as measuring
 from lathe.bench.backends import BACKENDS
-from lathe.bench.conditions import use_threads
-from lathe.bench.job import Job, find_target, make_model
+from lathe.bench.conditions import MemoryMeter, use_threads
+from lathe.bench.job import Job, Session, find_target, make_model
 from lathe.bench.measure import measure
+from lathe.bench.native import open_lathe
 from lathe.errors import (
     CheckpointError,
     DeviceError,
@@ -59,6 +62,24 @@ def test_a_measurement_is_a_latency_with_its_conditions() -> None:
     assert found.conditions["threads"] == "1"
     assert found.conditions["torch"] == torch.__version__
     assert {"device", "python", "lathe", "memory"} <= set(found.conditions)
+
+
+def test_what_a_backend_loads_once_is_there_before_memory_is_metered(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[object] = []
+
+    def note(job: Job) -> AbstractContextManager[Session]:
+        seen.append(job.shape)
+        return open_lathe(job)
+
+    class Meter(MemoryMeter):
+        def __init__(self, device: torch.device) -> None:
+            seen.append("meter")
+            super().__init__(device)
+
+    monkeypatch.setitem(backends.BACKENDS, "lathe", dataclasses.replace(BACKENDS["lathe"], open=note))
+    monkeypatch.setattr(measuring, "MemoryMeter", Meter)
+    measure(TINY, SHORT, runs=1, threads=1)
+    assert seen == [measuring.TINY, "meter", TINY]
 
 
 def test_threads_are_put_back() -> None:

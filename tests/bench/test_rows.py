@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from lathe.bench import runner
 from lathe.bench.compare import compare
@@ -19,6 +20,7 @@ from lathe.latency.measurements import parse_measurements, read_measurements
 from lathe.latency.roofline import predict_latency
 from lathe.presets.devices import load_device, save_device
 from lathe.presets.shapes import load_shape
+from lathe.report.latency_tables import measured_table
 from lathe.shape import Shape
 from lathe.workload import PREDICTED_AS, Latency, Workload
 
@@ -33,9 +35,10 @@ def plant(name: str, *, engine: str = "eager", backend: str = "lathe", work: Wor
     shape = load_shape(name)
     found = predict_latency(shape, device=A100, workload=work, engine=PREDICTED_AS[engine])
     times = {"prefill_s": found.prefill_s * slow, "decode_s": found.decode_s * slow}
+    p95 = times | {"total_s": found.total_s * slow}
     latency = Latency(
         **times, weight_bytes=1.0, kv_bytes=1.0, activation_bytes=0.0, tokens_per_s=1.0, engine=engine,
-        backend=backend, spread=0.01, runs=6, p95=times, warmup_runs=0, steady=True, prepare_s=0.0,
+        backend=backend, spread=0.01, runs=6, p95=p95, warmup_runs=0, steady=True, prepare_s=0.0,
         conditions={"device": "planted", "threads": "1"},
     )  # fmt: skip
     return Measurement(name=name, shape=shape, workload=work, latency=latency)
@@ -143,25 +146,62 @@ class TestCompare:
         assert compare([plant("open_lm_1b")], A100).spearman is None
 
 
+class TestDoubts:
+    def test_disturbed_and_unsettled_rows_are_marked(self) -> None:
+        calm, rough = plant("open_lm_1b"), plant("gpt2-small")
+        disturbed = dataclasses.replace(rough, latency=dataclasses.replace(rough.latency, spread=0.3))
+        restless = dataclasses.replace(calm, latency=dataclasses.replace(calm.latency, steady=False))
+        console = Console(width=200)
+        with console.capture() as capture:
+            console.print(measured_table([calm, disturbed, restless, restless]))
+        notes = [line for line in capture.get().splitlines() if line.startswith("!")]
+        assert len(notes) == 2
+        assert "gpt2-small (lathe eager) was disturbed: its p95 is 30% above" in notes[0]
+        assert "open_lm_1b (lathe eager) never settled" in notes[1]
+        assert all(note.rstrip().endswith("measure it --again") for note in notes)
+        assert "planted, 1 thread\n" in "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+
+    def test_calibrating_warns_of_what_never_settled(self, tmp_path: Path) -> None:
+        row = plant("open_lm_1b")
+        write_row(row, tmp_path / "m.jsonl")
+        write_row(
+            dataclasses.replace(row, latency=dataclasses.replace(row.latency, steady=False)), tmp_path / "m.jsonl"
+        )
+        warnings = parse_measurements(read_measurements(tmp_path / "m.jsonl"))[1]
+        assert len(warnings) == 1
+        assert warnings[0].startswith("row 2 never settled")
+
+
 class TestRunner:
     def test_what_is_there_is_not_measured_again(self, tiny: Path, tmp_path: Path, quick: list[Job]) -> None:
         out = tmp_path / "m.jsonl"
-        wanted = list_wanted([tiny], CHAT, engines=("eager", "compile"), threads=1)
+        wanted, _ = list_wanted([tiny], CHAT, engines=("eager", "compile"), threads=1)
         first = run_all(wanted, out=out)
         assert len(quick) == 2
         assert run_all(wanted, known=open_rows(out)[0], out=out) == first
         assert len(quick) == 2
-        other = list_wanted([tiny], dataclasses.replace(CHAT, batch=2), threads=1) + list_wanted(
-            [tiny], CHAT, threads=2
-        )
-        run_all(other, known=open_rows(out)[0], out=out)
+        more, _ = list_wanted([tiny], dataclasses.replace(CHAT, batch=2), threads=1)
+        other, _ = list_wanted([tiny], CHAT, threads=2)
+        run_all(more + other, known=open_rows(out)[0], out=out)
         assert len(quick) == 4
         assert len(open_rows(out)[0]) == 4
+
+    def test_what_is_measured_again_replaces_what_was_there(self, tiny: Path, tmp_path: Path, quick: list[Job]) -> None:
+        out = tmp_path / "m.jsonl"
+        wanted, _ = list_wanted([tiny], CHAT, engines=("eager", "compile"), threads=1)
+        run_all(wanted, out=out)
+        other = b'{"mine": 1, ' + out.read_bytes().splitlines(keepends=True)[1][1:]
+        out.write_bytes(out.read_bytes().splitlines(keepends=True)[0] + other)
+        run_all(wanted[:1], known=open_rows(out)[0], again=True, out=out)
+        assert len(quick) == 3
+        assert [row.latency.engine for row in open_rows(out)[0]] == ["compile", "eager"]
+        assert out.read_bytes().startswith(other), "other rows stay as they are"
+        assert list(tmp_path.glob("m*")) == [out]
 
     def test_each_row_is_kept_before_the_next_is_made(
         self, tiny: Path, tmp_path: Path, quick: list[Job], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        out, wanted = tmp_path / "m.jsonl", list_wanted([tiny], CHAT, sweeps=("depth",), threads=1)
+        out, (wanted, _) = tmp_path / "m.jsonl", list_wanted([tiny], CHAT, sweeps=("depth",), threads=1)
         instant = runner.measure_job
 
         def killed(job: Job, **given: object) -> Latency:
@@ -180,6 +220,22 @@ class TestRunner:
         with pytest.raises(WorkloadError, match="unknown backend"):
             list_wanted([tiny], CHAT, backends=("lathe", "tensorrt"))
         assert quick == []
+
+    def test_sweeps_that_meet_are_measured_once(self, tiny: Path) -> None:
+        wanted, notes = list_wanted([tiny], CHAT, sweeps=("depth", "batch"), threads=1)
+        assert notes == []
+        assert len(wanted) == len({one.key for one in wanted}) == 4 + 6 - 1
+
+    def test_a_sweep_without_room_is_left_out(self, tmp_path: Path) -> None:
+        odd = tmp_path / "odd.json"
+        odd.write_text(json.dumps({**TINY, "d_model": 24, "d_head": 12}))
+        wanted, notes = list_wanted([odd], CHAT, sweeps=("head-dim", "depth"), threads=1)
+        assert len(wanted) == 4
+        assert len(notes) == 1
+        with pytest.raises(
+            ShapeError, match="nothing to sweep in head-dim: fewer than two of the head dims 32, 64, 128"
+        ):
+            list_wanted([odd], CHAT, sweeps=("head-dim",), threads=1)
 
 
 class TestSweeps:

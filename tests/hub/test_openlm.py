@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -307,6 +308,16 @@ class TestFiles:
         with pytest.raises(CheckpointError, match=r"was not loaded|no whole PyTorch file"):
             read_openlm(tmp_path / "plain.pt")
         assert not (tmp_path / "sprung").exists()
+
+    def test_what_code_a_file_asks_for_is_named_and_no_way_to_run_it(self, tmp_path: Path) -> None:
+        class Trap:
+            def __reduce__(self) -> tuple[Any, ...]:
+                return os.system, ("",)
+
+        torch.save({"state_dict": planted(), "more": Trap()}, tmp_path / "x.pt")
+        with pytest.raises(CheckpointError, match=r"would run code \((posix|nt)\.system\)") as caught:
+            read_openlm(tmp_path / "x.pt")
+        assert "weights_only" not in str(caught.value)
 
     def test_damaged_files(self, tmp_path: Path) -> None:
         path = save(tmp_path, planted())

@@ -22,7 +22,8 @@ class Backend:
     """Hold how a backend is opened, and what it can do.
 
     `engines` come default first. `modules` are what it imports, and `packages` whose versions a measurement names.
-    `extra` is Lathe's own that installs it, `install` the pip requirement where no extra does.
+    `extra` is Lathe's own that installs it, `install` the pip requirement where no extra does. `opens_fast` says
+    that a tiny model is ready in seconds.
     """
 
     open: Callable[[Job], AbstractContextManager[Session]]
@@ -34,6 +35,7 @@ class Backend:
     dtypes: tuple[str, ...] = PLAIN
     devices: tuple[str, ...] = ("cpu", "cuda")
     max_batch: int | None = None
+    opens_fast: bool = True
 
 
 BACKENDS: dict[str, Backend] = {
@@ -43,7 +45,7 @@ BACKENDS: dict[str, Backend] = {
     ),
     "vllm": Backend(
         open=open_vllm, engines=("graph", "eager"), modules=("vllm",), packages=("vllm",), install="vllm",
-        devices=("cuda",),
+        devices=("cuda",), opens_fast=False,
     ),
     "llama.cpp": Backend(
         open=open_llama_cpp, engines=("graph",), modules=("llama_cpp",), packages=("llama-cpp-python",),

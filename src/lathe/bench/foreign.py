@@ -12,6 +12,7 @@ import torch
 from lathe.bench.conditions import synchronise
 from lathe.bench.job import Job, Session, write_model
 from lathe.bench.steady import Trial
+from lathe.model.remarks import mute_torchao
 
 Tokens = tuple[tuple[int, ...], ...]
 
@@ -19,13 +20,13 @@ Tokens = tuple[tuple[int, ...], ...]
 @contextmanager
 def open_hf(job: Job) -> Iterator[Session]:
     """Load the exported model into Transformers, with its default attention and cache."""
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
     from lathe.hub.exporting import export_checkpoint
     from lathe.model.checkpoint import DTYPES
 
-    with write_model(job) as folder:
+    with write_model(job) as folder, mute_torchao():
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
+
         export_checkpoint(folder / "checkpoint", folder / "hf", to="hf")
         logging.disable_progress_bar()  # ours is enough
         model: Any = AutoModelForCausalLM.from_pretrained(folder / "hf", dtype=DTYPES[job.workload.dtype])

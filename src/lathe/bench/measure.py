@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 from pathlib import Path
 
 import torch
 
-from lathe.bench.backends import BACKENDS, check_job, find_backend
+from lathe.bench.backends import BACKENDS, Backend, check_job, find_backend
 from lathe.bench.conditions import MemoryMeter, describe_conditions, use_threads
 from lathe.bench.job import Job, find_target
 from lathe.bench.steady import Sample, collect
@@ -17,6 +18,8 @@ from lathe.shape import Shape
 from lathe.workload import Latency, Workload
 
 RUNS = 10
+TINY = Shape.of(d_model=64, n_layers=1, n_heads=1, d_ff=64, vocab_size=64)
+"""Small, and of sizes that every dtype takes."""
 
 
 def measure(
@@ -62,14 +65,24 @@ def measure_job(job: Job, *, backend: str, runs: int | None = None, threads: int
         if count is not None and count < 1:
             raise WorkloadError(f"{name}={count}; wanted a whole number of 1 or more")
     served_by = BACKENDS[backend]
-    with use_threads(threads):
+    explain = explain_memory(job.shape, dtype=job.workload.dtype, device=job.device, more_bytes=job.kv_bytes)
+    with use_threads(threads), explain:
+        if served_by.opens_fast:
+            _wake(served_by, job)
         gc.collect()
         meter = MemoryMeter(job.device)
-        explain = explain_memory(job.shape, dtype=job.workload.dtype, device=job.device, more_bytes=job.kv_bytes)
-        with explain, served_by.open(job) as session:
+        with served_by.open(job) as session:
             sample = collect(session.once, runs=RUNS if runs is None else runs)
         conditions = describe_conditions(job.device, packages=served_by.packages) | {"memory": meter.source}
         return _summarise(job, sample, backend, session.prepare_s, meter.peak_bytes(), conditions)
+
+
+def _wake(backend: Backend, job: Job) -> None:
+    """Serve a tiny model first: libraries and threads, once there, stay, and are no part of the job's memory."""
+    work = dataclasses.replace(job.workload, batch=1, prompt_tokens=2, new_tokens=2)
+    tiny = dataclasses.replace(job, target=find_target(TINY), workload=work, engine=backend.engines[0])
+    with backend.open(tiny) as session:
+        session.once()
 
 
 def _summarise(

@@ -1,7 +1,8 @@
 """Keep measurements in a .jsonl file, a row each, which `lathe calibrate` reads.
 
 A row is appended in one write as soon as it is measured: a killed sweep loses nothing that was measured. A last line
-that was cut short all the same is taken off, and its row is measured again.
+that was cut short all the same is taken off, and its row is measured again. A measurement made again takes the place
+of the old one, in a new file that replaces the old file whole.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lathe import codec
-from lathe.documents import check_path
+from lathe.documents import check_path, write_atomic
 from lathe.errors import DeviceError
 from lathe.shape import Shape
 from lathe.workload import Latency, Workload
@@ -48,20 +49,25 @@ def make_key(
 
 def write_row(measurement: Measurement, path: str | Path) -> None:
     """Append one measurement, and see it on the disk. Raises DeviceError where it cannot be written."""
-    words = (measurement.shape, measurement.workload, measurement.latency)
-    row: dict[str, Any] = {"name": measurement.name}
-    for word in words:
-        row |= codec.encode(word)
-    line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
     try:
         file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(file, line.encode("utf-8"))
+            os.write(file, _write_line(measurement))
             os.fsync(file)
         finally:
             os.close(file)
     except OSError as error:
         raise DeviceError(f"{path}: the measurement cannot be written: {error.strerror}") from None
+
+
+def replace_row(measurement: Measurement, path: str | Path) -> None:
+    """Append one measurement and take off all others of its key; a kill leaves the old file or the new one.
+
+    Raises CodecError where it cannot be written, DeviceError for a line that is no measurement.
+    """
+    content = Path(path).read_bytes() if Path(path).exists() else b""
+    lines = [line for line, row in _read_lines(content, source=path) if row.key != measurement.key]
+    write_atomic(path, b"".join([*lines, _write_line(measurement)]))
 
 
 def open_rows(path: str | Path) -> tuple[list[Measurement], str | None]:
@@ -80,13 +86,24 @@ def open_rows(path: str | Path) -> tuple[list[Measurement], str | None]:
             os.truncate(path, whole)
     except OSError as error:
         raise DeviceError(f"{path} cannot be read and repaired: {error.strerror}") from None
-    rows = [
-        _read_row(line, source=f"{path}, line {number}")
-        for number, line in enumerate(content[:whole].splitlines(), start=1)
-        if line.strip()
-    ]
+    rows = [row for _, row in _read_lines(content[:whole], source=path)]
     cut = f"{path}: the last line was cut short and is dropped; it will be measured again"
     return rows, cut if whole < len(content) else None
+
+
+def _write_line(measurement: Measurement) -> bytes:
+    row: dict[str, Any] = {"name": measurement.name}
+    for word in (measurement.shape, measurement.workload, measurement.latency):
+        row |= codec.encode(word)
+    return (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
+
+
+def _read_lines(content: bytes, *, source: str | Path) -> list[tuple[bytes, Measurement]]:
+    return [
+        (line, _read_row(line, source=f"{source}, line {number}"))
+        for number, line in enumerate(content.splitlines(keepends=True), start=1)
+        if line.strip()
+    ]
 
 
 def _read_row(line: bytes, *, source: str) -> Measurement:

@@ -13,8 +13,9 @@ from lathe.bench.backends import check_job, find_backend
 from lathe.bench.conditions import name_device, use_threads
 from lathe.bench.job import Job, Target, find_target
 from lathe.bench.measure import measure_job
-from lathe.bench.rows import Measurement, make_key, write_row
+from lathe.bench.rows import Measurement, make_key, replace_row, write_row
 from lathe.bench.sweeps import sweep
+from lathe.errors import ShapeError
 from lathe.model.checkpoint import check_device
 from lathe.workload import Workload
 
@@ -49,40 +50,57 @@ def list_wanted(
     device: str | torch.device = "cpu",
     threads: int | None = None,
     seed: int = 0,
-) -> list[Wanted]:
-    """List every measurement of shapes (or the sweeps around them) by backends and engines, and check each.
+) -> tuple[list[Wanted], list[str]]:
+    """List every measurement of shapes (or the sweeps around them) by backends and engines once, and check each.
 
-    Without engines, every backend's first. Raises what `measure` does, before anything is measured.
+    Without engines, every backend's first. Returns notes, too: of sweeps left out, for which a shape leaves no room.
+    Raises what `measure` does, before anything is measured, and ShapeError where no sweep has room.
     """
     place = check_device(device)
-    points: list[tuple[Target, Workload]] = []
-    for target in map(find_target, shapes):
-        if not sweeps:
-            points.append((target, workload))
-        for kind in sweeps:
-            family = sweep(kind, target.name, target.shape, workload)
-            points += [(Target(name=name, shape=shape), work) for name, shape, work in family]
-    found = []
+    points, notes = _list_points(shapes, workload, sweeps)
+    found: dict[tuple[Any, ...], Wanted] = {}
     for target, work in points:
         for backend in backends:
             for engine in engines or find_backend(backend).engines[:1]:
                 job = Job(target=target, workload=work, engine=engine, device=place, seed=seed)
                 check_job(job, backend=backend)
-                found.append(Wanted(job=job, backend=backend, threads=threads))
-    return found
+                one = Wanted(job=job, backend=backend, threads=threads)
+                found.setdefault(one.key, one)  # sweeps of one shape share it
+    return list(found.values()), notes
+
+
+def _list_points(
+    shapes: Iterable[str | Path], workload: Workload, sweeps: Sequence[str]
+) -> tuple[list[tuple[Target, Workload]], list[str]]:
+    points: list[tuple[Target, Workload]] = []
+    notes: list[str] = []
+    for target in map(find_target, shapes):
+        if not sweeps:
+            points.append((target, workload))
+        for kind in sweeps:
+            try:
+                family = sweep(kind, target.name, target.shape, workload)
+            except ShapeError as error:
+                notes.append(str(error))
+                continue
+            points += [(Target(name=name, shape=shape), work) for name, shape, work in family]
+    if not points and notes:
+        raise ShapeError("; ".join(notes))
+    return points, notes
 
 
 def run_all(
     wanted: Sequence[Wanted],
     *,
     known: Sequence[Measurement] = (),
+    again: bool = False,
     out: str | Path | None = None,
     runs: int | None = None,
     progress: Progress | None = None,
 ) -> list[Measurement]:
-    """Measure what is not known yet, and append each to `out` as soon as it is measured.
+    """Measure what is not known yet (or all of it `again`), and keep each in `out` as soon as it is measured.
 
-    Returns the measurements in the order wanted, known ones among them.
+    A measurement made again replaces the known one there. Returns all in the order wanted, known ones among them.
     """
     by_key = {m.key: m for m in known}
     found = []
@@ -90,11 +108,11 @@ def run_all(
         name, engine = one.job.target.name, f"{one.backend} {one.job.engine}"
         if progress is not None:
             progress(f"{name}, {engine} ({i + 1} of {len(wanted)})", i / len(wanted))
-        if one.key not in by_key:
+        if again or one.key not in by_key:
             latency = measure_job(one.job, backend=one.backend, runs=runs, threads=one.threads)
             row = Measurement(name=name, shape=one.job.shape, workload=one.job.workload, latency=latency)
             if out is not None:
-                write_row(row, out)
+                (replace_row if one.key in by_key else write_row)(row, out)
             by_key[one.key] = row
         found.append(by_key[one.key])
     return found

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from lathe.errors import ShapeError, WorkloadError, nearest
 from lathe.shape import MLP_MATRICES, Shape
@@ -26,6 +27,14 @@ FF_FACTOR = 1.5
 Points = Iterator[tuple[str, Shape, Workload]]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """Hold how a family is made from a base's name, shape and workload, and what is `tried` for it, in words."""
+
+    points: Callable[[str, Shape, Workload], Points]
+    tried: str
+
+
 def sweep(kind: str, name: str, shape: Shape, workload: Workload) -> list[tuple[str, Shape, Workload]]:
     """List a family's members with their names: each differs from the base in what `kind` says, and what follows.
 
@@ -33,9 +42,9 @@ def sweep(kind: str, name: str, shape: Shape, workload: Workload) -> list[tuple[
     """
     if kind not in SWEEPS:
         raise WorkloadError(f"unknown sweep {kind!r}{nearest(str(kind), SWEEPS)}")
-    found = {(s, w): label for label, s, w in SWEEPS[kind](name, shape, workload)}
+    found = {(s, w): label for label, s, w in SWEEPS[kind].points(name, shape, workload)}
     if len(found) < 2:
-        raise ShapeError(f"{name} leaves nothing to sweep in {kind}: only one such shape fits together")
+        raise ShapeError(f"{name} leaves nothing to sweep in {kind}: fewer than two of {SWEEPS[kind].tried} fit it")
     return [(label, s, w) for (s, w), label in found.items()]
 
 
@@ -111,11 +120,15 @@ def _ff_ratio(shape: Shape) -> float:
     return shape.d_ff / shape.d_model
 
 
-SWEEPS: Mapping[str, Callable[[str, Shape, Workload], Points]] = {
-    "depth": _depth,
-    "width": _width,
-    "head-dim": _head_dim,
-    "batch": _batch,
-    "iso-params": _iso_params,
+def _join(values: Sequence[float]) -> str:
+    return ", ".join(f"{v:g}" for v in values)
+
+
+SWEEPS: Mapping[str, Sweep] = {
+    "depth": Sweep(points=_depth, tried=f"{_join(FACTORS)} times its layers"),
+    "width": Sweep(points=_width, tried=f"{_join(FACTORS)} times its width, in whole heads,"),
+    "head-dim": Sweep(points=_head_dim, tried=f"the head dims {_join(D_HEADS)}"),
+    "batch": Sweep(points=_batch, tried=f"the batches {_join(BATCHES)}"),
+    "iso-params": Sweep(points=_iso_params, tried=f"{_join(DEPTHS)} times its layers, at its params,"),
 }
 """How to make each family from its base."""

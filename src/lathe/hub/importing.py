@@ -212,6 +212,7 @@ def download(repository: str, *, revision: str | None = None) -> Path:
     # every failure of network and hub is one of these
     except (OSError, HFValidationError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        first = first.removeprefix("Got: ")
         raise CheckpointError(
             f"{repository} is no folder here, and downloading it failed: {first}; give a local folder"
         ) from None

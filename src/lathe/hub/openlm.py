@@ -12,6 +12,7 @@ The tensors say nearly all of the shape: d_head too, through the rotary frequenc
 from __future__ import annotations
 
 import pickle
+import re
 import warnings
 import zipfile
 from pathlib import Path
@@ -94,11 +95,12 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError) as error:
         reason = (str(error) or type(error).__name__).rpartition("WeightsUnpickler error: ")[2].strip().splitlines()[0]
-        if "GLOBAL" in str(error) or "Unsupported operand" in reason:
-            found = reason.partition(" was not an allowed")[0]
+        named = re.search(r"GLOBAL (\S+)", str(error))  # not torch's words, which advise loading it all the same
+        if named or "Unsupported operand" in reason:
             raise CheckpointError(
                 f"{path} was not loaded: it holds more than tensors and numbers, and reading the rest would run code "
-                f"({found}); where you trust the file, save the model's state_dict alone with torch.save"
+                f"({named[1] if named else reason}); where you trust the file, save the model's state_dict alone with "
+                "torch.save"
             ) from None
         raise CheckpointError(f"{path} is no whole PyTorch file ({reason}); copy it again") from None
     inner = content.get("state_dict", content) if isinstance(content, dict) else {}

@@ -104,7 +104,7 @@ def parse_measurements(table: Any, *, engine: str | None = None) -> tuple[list[M
         engine: what ran, where the table does not say; eager if not given.
 
     Returns the times in the table's order, a row's prefill before its decode (its total only where it lacks one of the
-    two), and warnings about columns that look misspelt.
+    two), and warnings: columns that look misspelt, several backends, times that never settled.
 
     Raises DeviceError that names the row.
     """
@@ -117,7 +117,7 @@ def parse_measurements(table: Any, *, engine: str | None = None) -> tuple[list[M
             found += _parse_row(cells, row=row + 1, engine=engine)
         except LatheError as error:
             raise DeviceError(f"measurements, row {row + 1}: {error}") from error
-    return found, [w for name in columns if (w := _misspelt(name))] + _mixed(columns)
+    return found, [w for name in columns if (w := _misspelt(name))] + _mixed(columns) + _unsettled(columns)
 
 
 def _mixed(columns: Mapping[str, list[Any]]) -> list[str]:
@@ -126,6 +126,16 @@ def _mixed(columns: Mapping[str, list[Any]]) -> list[str]:
     if len(backends) < 2:
         return []
     return [f"rows come from several backends ({', '.join(backends)}), each with its own overheads; calibrate on one"]
+
+
+def _unsettled(columns: Mapping[str, list[Any]]) -> list[str]:
+    """Warn of rows whose measurement went on varying, which `lathe measure` notes as not steady."""
+    steady = [_as(value, "bool", name="steady") for value in columns.get("steady", ())]
+    rows = [str(row) for row, value in enumerate(steady, start=1) if value is False]
+    if not rows:
+        return []
+    said = f"row {rows[0]}" if len(rows) == 1 else f"rows {', '.join(rows)}"
+    return [f"{said} never settled: the times still varied after warming up; measure them --again on a quiet machine"]
 
 
 def _columns(table: Any) -> tuple[dict[str, list[Any]], int]:

@@ -9,9 +9,7 @@ What is faster for it and what is not: docs/latency.md.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -20,6 +18,7 @@ from torch import nn
 from lathe.errors import DeviceError, MissingExtraError, ShapeError, nearest
 from lathe.model.decoder import Decoder
 from lathe.model.linear import PLAIN
+from lathe.model.remarks import mute_torchao
 
 GROUP = 32
 """Inputs that share a scale in int4, torchao's fewest: the least error, and it divides the most widths."""
@@ -43,7 +42,7 @@ def quantise(model: Decoder, dtype: str, *, device: str | torch.device | None = 
     make_config = _find_config(dtype, place)
     linears = {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear)}
     _check_matrices(linears, dtype, place)
-    with _quiet():
+    with mute_torchao():
         try:
             from torchao.quantization import quantize_
 
@@ -115,27 +114,3 @@ def _check_matrices(linears: Mapping[str, nn.Linear], dtype: str, place: torch.d
             raise ShapeError(
                 f"int4 weights on a CPU need a multiple of {CPU_ROWS} outputs, and {name} has {rows_out}; use int8"
             )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep two remarks of importing torchao from standard error; nobody who uses Lathe can act on them.
-
-    It tries to load CUDA libraries whatever torch was built for, which a CPU build fails at; and it still registers
-    enums with torch in a way that became needless.
-    """
-    remarks = {"torch.utils._pytree": "is now natively supported by torch.compile"}
-    if torch.version.cuda is None:
-        remarks["torchao"] = "Failed to load"
-
-    def is_news(record: logging.LogRecord) -> bool:
-        return remarks[record.name] not in record.getMessage()
-
-    loggers = [logging.getLogger(name) for name in remarks]
-    for logger in loggers:
-        logger.addFilter(is_news)
-    try:
-        yield
-    finally:
-        for logger in loggers:
-            logger.removeFilter(is_news)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 USED = ("launch_s", "step_s", "compute_fraction", "bandwidth_fraction")
+DISTURBED = 0.25
+"""How far the 95th percentile may lie above the median before a measurement is doubted."""
 
 
 def latency_table(
@@ -75,8 +77,7 @@ def measured_table(measured: Sequence[Measurement]) -> Group:
         cells = [*times, p95, f"{at.tokens_per_s:.4g}", format_bytes(at.memory_bytes)]
         counts = (str(at.runs), str(at.warmup_runs))
         table.add_row(m.name, str(at.backend), at.engine, _describe_workload(m.workload), *cells, *counts)
-    unsettled = [m.name for m in measured if m.latency.steady is False]
-    notes = [f"! {name} never settled: its times still varied after warming up" for name in unsettled]
+    notes = dict.fromkeys(note for m in measured if (note := _doubt(m)))
     where = {_describe_conditions(m.latency.conditions or {}): None for m in measured}
     return titled("Measured latency", table, *notes, *where)
 
@@ -116,13 +117,23 @@ def format_bytes(value: float) -> str:
     return f"{value:.0f} B"
 
 
+def _doubt(measured: Measurement) -> str | None:
+    at, name = measured.latency, f"{measured.name} ({measured.latency.backend} {measured.latency.engine})"
+    if at.steady is False:
+        return f"! {name} never settled: its times still varied after warming up; measure it --again"
+    if (at.spread or 0.0) > DISTURBED:
+        return f"! {name} was disturbed: its p95 is {at.spread:.0%} above its median; measure it --again"
+    return None
+
+
 def _describe_workload(workload: Workload) -> str:
     return f"{workload.batch} × ({workload.prompt_tokens} + {workload.new_tokens}) {workload.dtype}"
 
 
 def _describe_conditions(conditions: Mapping[str, str]) -> str:
     """Name what a reader must know to judge a time; the row itself has the rest. A clock changes from row to row."""
-    threads = f"{conditions['threads']} threads" if "threads" in conditions else None
+    count = conditions.get("threads")
+    threads = count and f"{count} thread{'' if count == '1' else 's'}"
     versions = [f"{name} {conditions[name]}" for name in ("torch", "cuda", "lathe") if name in conditions]
     return ", ".join(text for text in (conditions.get("device"), threads, *versions) if text)
 
