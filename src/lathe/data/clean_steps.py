@@ -115,7 +115,7 @@ class UrlStep(URLFilter):
         self, *, soft_word_threshold: int, extra_domains: Any, extra_urls: Any, use_integrated_lists: bool,
         exclusion_writer: Any,
     ) -> None:  # fmt: skip
-        from tldextract import TLDExtract
+        from tldextract import TLDExtract  # pyright: ignore[reportMissingImports]
 
         super().__init__(
             soft_word_threshold, extra_domains, extra_urls, use_integrated_lists=use_integrated_lists,

@@ -91,7 +91,7 @@ def _fit_boosted(weights_ns: Array, losses_n: Array, importance_n: Array, seed: 
 def _one_thread() -> AbstractContextManager[Any]:
     """Hold OpenMP to one thread: on tables of a few hundred runs others only wait for one another."""
     try:
-        from threadpoolctl import threadpool_limits
+        from threadpoolctl import threadpool_limits  # pyright: ignore[reportMissingImports]
     except ImportError:  # LightGBM without scikit-learn; it is told by n_jobs
         return nullcontext()
     return threadpool_limits(1, user_api="openmp")
@@ -109,7 +109,7 @@ def _make_booster(seed: int) -> Any:
     except ImportError:
         pass
     try:
-        from sklearn.ensemble import HistGradientBoostingRegressor
+        from sklearn.ensemble import HistGradientBoostingRegressor  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise LawError(
             "a boosted regression needs scikit-learn or LightGBM; run: pip install scikit-learn, or use model quadratic"

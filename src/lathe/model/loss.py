@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 CHUNK_BYTES = 64 * 2**20
 """What one chunk's fp32 logits may take: enough for full-speed matrix products."""
@@ -64,7 +65,7 @@ class _ChunkedLosses(torch.autograd.Function):
             part, targets = x_nd[at : at + chunk], targets_n[at : at + chunk]
             kept = targets >= 0
             picked = targets.clamp(min=0)[:, None]
-            logits = (part @ weight_vd.T).float()
+            logits = F.linear(part, weight_vd).float()
             partition = logits.logsumexp(dim=1)
             cross_entropy += ((partition - logits.gather(1, picked)[:, 0]) * kept).sum()
             z += (partition.square() * kept).sum()
