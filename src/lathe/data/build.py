@@ -19,7 +19,7 @@ from typing import Literal
 from lathe import codec
 from lathe.data.journal import JOURNAL, Journal, Request, drop_journal, lock_folder, open_journal, save_journal
 from lathe.data.readers import BadLine, Entry, Input, Layout, open_inputs
-from lathe.data.store import MANIFEST, TOKENIZER, Manifest, Shard, write_whole
+from lathe.data.store import HELD_OUT, MANIFEST, SHARD_TOKENS, TOKENIZER, Manifest, Shard, write_whole
 from lathe.data.tokenise import Encoder, open_encoder, tokenise
 from lathe.data.writer import UnitWriter
 from lathe.errors import DataError
@@ -27,8 +27,6 @@ from lathe.errors import DataError
 OnBadLine = Literal["fail", "skip"]
 Progress = Callable[[str, float], None]
 Report = Callable[[str], None]
-HELD_OUT = 0.005
-SHARD_TOKENS = 2**26
 NAMED_LINES = 5
 """So many bad lines are reported one by one; all are counted."""
 TICK_S = 0.2

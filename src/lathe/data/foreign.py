@@ -24,8 +24,10 @@ from lathe.data.foreign_rows import find_mobilellm, find_openlm, read_mobilellm,
 from lathe.data.foreign_vocabulary import Vocabulary, open_vocabulary
 from lathe.data.journal import OURS, lock_folder
 from lathe.data.store import (
+    HELD_OUT,
     INDEX_COLUMNS,
     MANIFEST,
+    SHARD_TOKENS,
     SPLITS,
     TOKENIZER,
     Manifest,
@@ -36,8 +38,6 @@ from lathe.data.store import (
 )
 from lathe.errors import DataError, nearest
 
-SHARD_TOKENS = 2**26
-HELD_OUT = 0.005
 ON_BAD_LINE = ("fail", "skip")
 
 

@@ -26,6 +26,9 @@ from lathe.errors import DataError
 
 MANIFEST, TOKENIZER = "dataset.json", "tokenizer.json"
 SPLITS = ("train", "held-out")
+SHARD_TOKENS = 2**26
+HELD_OUT = 0.005
+"""What a shard holds, and the share of documents held out, where nothing else is asked."""
 INDEX_COLUMNS = 2
 """Of an index's row: where a document ends in its shard, in tokens, and the bytes of its text."""
 

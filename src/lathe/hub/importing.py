@@ -24,9 +24,9 @@ from lathe.model.checkpoint import (
     SHAPE,
     TOKENIZER,
     WEIGHTS,
-    check_vocabulary,
     copy_companions,
     read_tensors,
+    read_tokenizer,
     save_checkpoint,
 )
 from lathe.shape import Shape
@@ -77,7 +77,7 @@ def import_checkpoint(
     if shape not in (None, found):
         raise CheckpointError(f"{source} is not of the shape given: {'; '.join(_differences(found, given=shape))}")
     if words.is_file():
-        check_tokenizer(words, found)
+        read_tokenizer(words, found)
     if dtype is not None:
         weights = {name: w.to(DTYPES[dtype]) for name, w in weights.items()}
     with new_folder(out) as folder:
@@ -221,19 +221,6 @@ def download(repository: str, *, revision: str | None = None) -> Path:
 def _differences(found: Shape, *, given: Shape) -> list[str]:
     names = [name for name in Shape.__slots__ if getattr(found, name) != getattr(given, name)]
     return [f"{name}={getattr(found, name)!r}, given {getattr(given, name)!r}" for name in names]
-
-
-def check_tokenizer(file: Path, shape: Shape) -> None:
-    """Refuse a file that is no tokenizer, or one with ids beyond the embedding. Raises CheckpointError."""
-    try:
-        from tokenizers import Tokenizer
-    except ImportError:
-        raise MissingExtraError("reading a tokenizer", extra="train") from None
-    try:
-        found = Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises bare Exception
-        raise CheckpointError(f"{file} is no tokenizer: {error}") from None
-    check_vocabulary(found, shape, source=str(file))
 
 
 def keep_special_tokens(source: Path, folder: Path) -> None:

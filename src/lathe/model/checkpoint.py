@@ -194,12 +194,17 @@ def check_weights(shape: Shape, found: Mapping[str, tuple[int, ...]], *, source:
 def load_tokenizer(folder: str | Path, shape: Shape | None = None) -> Tokenizer:
     """Load a checkpoint's tokenizer. Raises CheckpointError if it is missing, or knows ids that the shape does not."""
     path = Path(folder) / TOKENIZER
+    if not path.is_file():
+        raise CheckpointError(f"{folder} has no {TOKENIZER}; put the model's tokenizer there")
+    return read_tokenizer(path, shape)
+
+
+def read_tokenizer(path: Path, shape: Shape | None = None) -> Tokenizer:
+    """Read a tokenizer's file. Raises CheckpointError if it is none, or knows ids that the shape does not."""
     try:
         from tokenizers import Tokenizer
     except ImportError:
         raise MissingExtraError("reading text", extra="train") from None
-    if not path.is_file():
-        raise CheckpointError(f"{folder} has no {TOKENIZER}; put the model's tokenizer there")
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
