@@ -19,7 +19,7 @@ from typing import Literal
 from lathe import codec
 from lathe.data.journal import JOURNAL, Journal, Request, drop_journal, lock_folder, open_journal, save_journal
 from lathe.data.readers import BadLine, Entry, Input, Layout, open_inputs
-from lathe.data.store import HELD_OUT, MANIFEST, SHARD_TOKENS, TOKENIZER, Manifest, Shard, write_whole
+from lathe.data.store import HELD_OUT, MANIFEST, SHARD_TOKENS, TOKENIZER, Manifest, Shard, check_split, write_whole
 from lathe.data.tokenise import Encoder, open_encoder, tokenise
 from lathe.data.writer import UnitWriter
 from lathe.errors import DataError
@@ -51,10 +51,7 @@ def build_dataset(
     Documents are held out by a hash of their text, so the same ones in every build. `report` is told what a user should
     know. Raises DataError, and then leaves the shards that are done, to go on with, or nothing.
     """
-    if not 0 <= held_out < 1:
-        raise DataError(f"held_out={held_out} is no share of the documents; give one from 0 to below 1, such as 0.005")
-    if shard_tokens < 1:
-        raise DataError(f"shard_tokens={shard_tokens} makes no shard; give a positive number, such as {SHARD_TOKENS}")
+    check_split(held_out, shard_tokens)
     report = report or (lambda _: None)
     layout, folder = Layout(text_key=text_key, split_documents_on=split_documents_on), Path(out)
     found = open_inputs(inputs, layout, report=report)

@@ -32,6 +32,7 @@ from lathe.data.store import (
     TOKENIZER,
     Manifest,
     Shard,
+    check_split,
     dtype_of,
     write_shard,
     write_whole,
@@ -149,10 +150,7 @@ def split_documents(
 
 
 def _check_options(held_out: float | None, shard_tokens: int, on_bad_line: str) -> None:
-    if held_out is not None and not 0 <= held_out < 1:
-        raise DataError(f"held_out={held_out} is no share of the documents; give one from 0 to below 1, such as 0.005")
-    if shard_tokens < 1:
-        raise DataError(f"shard_tokens={shard_tokens} makes no shard; give a positive number, such as {SHARD_TOKENS}")
+    check_split(0.0 if held_out is None else held_out, shard_tokens)
     if on_bad_line not in ON_BAD_LINE:
         raise DataError(f"on_bad_line={on_bad_line!r}; wanted {' or '.join(ON_BAD_LINE)}")
 

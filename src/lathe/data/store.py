@@ -74,6 +74,14 @@ class Manifest:
             )
 
 
+def check_split(held_out: float, shard_tokens: int) -> None:
+    """Refuse a share to hold out, or a size of shards, that cannot be. Raises DataError."""
+    if not 0 <= held_out < 1:
+        raise DataError(f"held_out={held_out} is no share of the documents; give one from 0 to below 1, such as 0.005")
+    if shard_tokens < 1:
+        raise DataError(f"shard_tokens={shard_tokens} makes no shard; give a positive number, such as {SHARD_TOKENS}")
+
+
 def dtype_of(vocab_size: int) -> str:
     """Name the narrowest dtype that holds every id."""
     return "uint16" if vocab_size <= 2**16 else "uint32"

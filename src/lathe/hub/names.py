@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lathe.errors import CheckpointError
 from lathe.hub.layout import join_qkv, split_qkv
-from lathe.model.checkpoint import DIFFERENCES, DTYPES, empty_model
+from lathe.model.checkpoint import DTYPES, empty_model, list_first, name_size
 from lathe.shape import Shape
 
 
@@ -112,7 +112,7 @@ def check_foreign(found: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, .
     differences = [
         f"{name} is missing"
         if name not in found
-        else f"{name} is {_size(found[name].shape)}, config.json asks for {_size(size)}"
+        else f"{name} is {name_size(found[name].shape)}, config.json asks for {name_size(size)}"
         for name, size in wanted.items()
         if name not in found or tuple(found[name].shape) != size
     ]
@@ -123,10 +123,6 @@ def check_foreign(found: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, .
         if x.dtype not in DTYPES.values()
     ]
     if differences:
-        more = len(differences) - DIFFERENCES
-        listed = "; ".join(differences[:DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
-        raise CheckpointError(f"{source}: the weights are not those that config.json describes: {listed}")
-
-
-def _size(size: Sequence[int]) -> str:
-    return "×".join(map(str, size)) or "a scalar"
+        raise CheckpointError(
+            f"{source}: the weights are not those that config.json describes: {list_first(differences)}"
+        )

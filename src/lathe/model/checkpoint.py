@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -180,15 +180,21 @@ def check_weights(shape: Shape, found: Mapping[str, tuple[int, ...]], *, source:
     """
     wanted = {name: tuple(p.shape) for name, p in empty_model(shape).state_dict().items()}
     differences = [
-        f"{name} is missing" if name not in found else f"{name} is {_size(found[name])}, the shape wants {_size(size)}"
+        f"{name} is missing"
+        if name not in found
+        else f"{name} is {name_size(found[name])}, the shape wants {name_size(size)}"
         for name, size in wanted.items()
         if found.get(name) != size
     ]
     differences += [f"{name} is in no such decoder" for name in found if name not in wanted]
     if differences:
-        more = len(differences) - DIFFERENCES
-        listed = "; ".join(differences[:DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
-        raise CheckpointError(f"{source}: weights and shape disagree: {listed}")
+        raise CheckpointError(f"{source}: weights and shape disagree: {list_first(differences)}")
+
+
+def list_first(differences: Sequence[str]) -> str:
+    """List the first of many differences, and say how many more there are."""
+    more = len(differences) - DIFFERENCES
+    return "; ".join(differences[:DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
 
 
 def load_tokenizer(folder: str | Path, shape: Shape | None = None) -> Tokenizer:
@@ -292,5 +298,6 @@ def free_bytes(device: torch.device) -> float:
     return float("inf")
 
 
-def _size(size: tuple[int, ...]) -> str:
+def name_size(size: Sequence[int]) -> str:
+    """Write a tensor's sizes."""
     return "×".join(map(str, size)) or "a scalar"
