@@ -24,8 +24,8 @@ from lathe.errors import DataError, MissingExtraError
 
 LONGEST_CHARS = 2**20
 """A longer text comes in parts, of half as much at least, so that memory stays bounded."""
-LINE_START = re.compile(r"(?<=\S\n)(?=\S)")
-"""Where text may be cut: after a single line end between two characters that are no spaces."""
+LINE_START = re.compile(r"(?<=\S\n)(?= ?\S)|(?<=\S \n)(?= \S)")
+"""Where text may be cut: after a single line end without spaces around it, or with one after, or one on each side."""
 BLOCK_BYTES = 2**20
 ROWS = 256
 

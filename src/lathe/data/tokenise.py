@@ -24,7 +24,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lathe.data.readers import LONGEST_CHARS, BadLine, Entry, find_cut
+from lathe.data.readers import LINE_START, LONGEST_CHARS, BadLine, Entry, find_cut
 from lathe.data.store import TOKENIZER, dtype_of
 from lathe.errors import DataError, MissingExtraError
 
@@ -39,8 +39,8 @@ END_OF_TEXT = (
 )  # fmt: skip
 """What tokenizers call the token that ends a document, the commonest first."""
 
-BATCH_CHARS = 2**17 * max(4, os.cpu_count() or 1)
-PIECE_CHARS = 2**15
+BATCH_CHARS = 2**16 * max(4, os.cpu_count() or 1)
+PIECE_CHARS = 2**14
 BATCH_PIECES = 2**12
 HASHED_CHARS = LONGEST_CHARS // 2
 """A document's split hangs on so much of its beginning, which even one that comes in parts holds in its first."""
@@ -270,9 +270,9 @@ def _can_cut(tokenizer: Tokenizer) -> bool:
     """Tell whether a byte-level tokenizer encodes lines one by one as it does together, by trying many pairs."""
     if '"ByteLevel"' not in json.dumps(json.loads(tokenizer.to_str())["pre_tokenizer"]):
         return False
-    befores = [end + "\n" for end in ("word", "Word.", "12", "don't", "(a)", "é", "};", "“", "日本", "<|", "\\")]
-    afters = ["word", "Word", "12", "'s", "'re it", ".", "(", "é", "日本", "|>", "\\n", "_", "\u0301"]
-    pairs = list(product(befores, afters))
+    befores = [end + "\n" for end in ("word", "word ", "Word.", ". ", "12", "don't", "(a)", "é", "};", "“", "日本", "<|", "\\")]
+    afters = ["word", " word", " =", " 12", "Word", "12", "'s", "'re it", ".", "(", "é", "日本", "|>", "\\n", "_", "\u0301"]
+    pairs = [(a, b) for a, b in product(befores, afters) if LINE_START.match(a + b, len(a))]
 
     def encode(texts: Iterable[str]) -> list[list[int]]:
         return [e.ids for e in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
