@@ -134,8 +134,16 @@ def start_build(out: Path, *, times: int, shard_tokens: int) -> subprocess.Popen
 def build_here(out: Path, *, times: int, shard_tokens: int) -> None:
     """Build from the texts so many times over, and print the peak resident memory."""
     build_dataset([TEXTS] * times, tokenizer=TOKENIZER, out=out, shard_tokens=shard_tokens)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    print(peak)
+    print(read_peak())
+
+
+def read_peak() -> int:
+    """Read this process's peak resident memory in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():  # ru_maxrss would be no less than the parent's at the fork
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def measure_memory() -> list[dict[str, Any]]:

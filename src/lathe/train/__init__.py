@@ -1,0 +1,1 @@
+"""Train decoders: the loop, its optimisers and schedules, its layout over devices, its checkpoints."""
