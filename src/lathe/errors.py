@@ -10,6 +10,7 @@
     ├── BudgetError       a budget that contradicts itself, or asks what cannot be said
     ├── RecipeError       a training that cannot be run
     ├── DataError         text or tokens that cannot be read, stored or mixed as asked
+    ├── TrainingError     a training that went wrong, or was stopped
     ├── CheckpointError   a model's files that cannot be read, or do not fit together
     ├── PresetError       a name that no preset has
     ├── MissingExtraError a feature whose optional packages are not installed
@@ -62,6 +63,14 @@ class RecipeError(LatheError, ValueError):
 
 class DataError(LatheError, ValueError):
     """Refuse text or tokens that cannot be read, stored or mixed as asked."""
+
+
+class TrainingError(LatheError, RuntimeError):
+    """Report a training that went wrong."""
+
+
+class Stopped(TrainingError):
+    """Report a training that was asked to stop, and has saved what it has."""
 
 
 class CheckpointError(LatheError, ValueError):

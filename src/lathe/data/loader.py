@@ -156,27 +156,45 @@ class Loader:
 
 
 def evaluation_batches(
-    split: Split, *, seq_len: int, batch_sequences: int, across_documents: bool = True
+    split: Split,
+    *,
+    seq_len: int,
+    batch_sequences: int,
+    across_documents: bool = True,
+    most_tokens: int | None = None,
+    rank: int = 0,
+    world: int = 1,
 ) -> Iterator[Batch]:
-    """Read a split once, in order: every token but the first is a target exactly once.
+    """Read the windows of `evaluation_windows` in order; with ranks, every world-th batch from the rank-th on.
 
     The last row is padded with zeros whose targets are -1, and the last batch may have fewer rows. Raises DataError for
     a split of less than two tokens.
     """
     check_counts(seq_len=seq_len, batch_sequences=batch_sequences)
+    rows_n = evaluation_windows(split, seq_len=seq_len, most_tokens=most_tokens)
     windows = Windows(split, seq_len=seq_len, open_shard=open_shards())
-    rows = windows.count + (windows.tail_targets > 0)
+    batches = [rows_n[at : at + batch_sequences] for at in range(0, len(rows_n), batch_sequences)]
+    return _read_in_order(windows, batches[rank::world], across_documents=across_documents)
+
+
+def evaluation_windows(split: Split, *, seq_len: int, most_tokens: int | None = None) -> NDArray[np.int64]:
+    """List the windows to evaluate on: all and the tail, so that every token but the first is a target exactly once.
+
+    Under `most_tokens`, as many as they fill, but one at least: always the same, at even distances. Raises DataError
+    for a split of less than two tokens.
+    """
+    check_counts(seq_len=seq_len, most_tokens=1 if most_tokens is None else most_tokens)
+    rows = -(-max(split.tokens - 1, 0) // seq_len)
     if rows == 0:
         raise DataError(f"{split.dataset.folder}: its {split.name} split has {split.tokens} tokens; wanted 2 or more")
-    return _read_in_order(windows, rows, batch_sequences=batch_sequences, across_documents=across_documents)
+    chosen = rows if most_tokens is None else min(rows, max(1, most_tokens // seq_len))
+    return np.arange(chosen) * rows // chosen
 
 
-def _read_in_order(windows: Windows, rows: int, *, batch_sequences: int, across_documents: bool) -> Iterator[Batch]:
-    for start in range(0, rows, batch_sequences):
-        batch = _to_batch(
-            *windows.read(np.arange(start, min(start + batch_sequences, rows))), across_documents=across_documents
-        )
-        if start + len(batch.targets_bt) > windows.count:
+def _read_in_order(windows: Windows, batches: list[NDArray[np.int64]], *, across_documents: bool) -> Iterator[Batch]:
+    for rows_b in batches:
+        batch = _to_batch(*windows.read(rows_b), across_documents=across_documents)
+        if rows_b[-1] == windows.count:
             batch.targets_bt[-1, windows.tail_targets :] = IGNORED
         yield batch
 

@@ -41,12 +41,44 @@ def chunked_losses(
     `chunk` is how many positions' logits stand at once, as many as fit in 64 MiB if not given. The softmax and the
     sums are fp32 whatever the dtype of states and weights. `z_weight` is z-loss's, 1e-4 in OpenLM.
     """
-    if torch.is_autocast_enabled(x_nd.device.type):
-        dtype = torch.get_autocast_dtype(x_nd.device.type)
-        x_nd, weight_vd = x_nd.to(dtype), weight_vd.to(dtype)
-    chunk = chunk or max(1, CHUNK_BYTES // (4 * weight_vd.shape[0]))
+    x_nd, weight_vd = _autocast(x_nd, weight_vd)
+    chunk = chunk or _fit_chunk(weight_vd)
     total, cross_entropy, z = _ChunkedLosses.apply(x_nd, weight_vd, targets_n, z_weight, chunk)
     return Losses(total, cross_entropy, z, (targets_n >= 0).sum())
+
+
+@torch.no_grad()
+def position_losses(x_nd: Tensor, weight_vd: Tensor, targets_n: Tensor, *, chunk: int | None = None) -> Tensor:
+    """Give each position's cross-entropy in nats, fp32 and without gradients; 0 where the target is below zero.
+
+    `chunk` is as in `chunked_losses`.
+    """
+    x_nd, weight_vd = _autocast(x_nd, weight_vd)
+    chunk = chunk or _fit_chunk(weight_vd)
+    losses_n = torch.zeros(x_nd.shape[0], dtype=torch.float32, device=x_nd.device)
+    for at in range(0, x_nd.shape[0], chunk):
+        logits = F.linear(x_nd[at : at + chunk], weight_vd).float()
+        losses_n[at : at + chunk] = _cross_entropy(logits, targets_n[at : at + chunk])[0]
+    return losses_n
+
+
+def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Cast to autocast's dtype where that is on: its rules do not reach into a function of our own."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    return tuple(tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors)
+
+
+def _fit_chunk(weight_vd: Tensor) -> int:
+    return max(1, CHUNK_BYTES // (4 * weight_vd.shape[0]))
+
+
+def _cross_entropy(logits_nv: Tensor, targets_n: Tensor) -> tuple[Tensor, Tensor]:
+    """Give each position's cross-entropy, 0 without a target, and its log-partition."""
+    partition_n = logits_nv.logsumexp(dim=1)
+    picked_n = logits_nv.gather(1, targets_n.clamp(min=0)[:, None])[:, 0]
+    return (partition_n - picked_n) * (targets_n >= 0), partition_n
 
 
 class _ChunkedLosses(torch.autograd.Function):
@@ -64,17 +96,16 @@ class _ChunkedLosses(torch.autograd.Function):
         for at in range(0, x_nd.shape[0], chunk):
             part, targets = x_nd[at : at + chunk], targets_n[at : at + chunk]
             kept = targets >= 0
-            picked = targets.clamp(min=0)[:, None]
             logits = F.linear(part, weight_vd).float()
-            partition = logits.logsumexp(dim=1)
-            cross_entropy += ((partition - logits.gather(1, picked)[:, 0]) * kept).sum()
+            losses, partition = _cross_entropy(logits, targets)
+            cross_entropy += losses.sum()
             z += (partition.square() * kept).sum()
             if not (learns_x or learns_weight):
                 continue
             # d total / d logits = softmax · (1 + 2 · z_weight · partition) - onehot
             slope = (1 + 2 * z_weight * partition) * kept
             logits.sub_(partition[:, None]).exp_().mul_(slope[:, None])
-            logits.scatter_add_(1, picked, -kept[:, None].float())
+            logits.scatter_add_(1, targets.clamp(min=0)[:, None], -kept[:, None].float())
             grad_logits = logits.to(x_nd.dtype)
             if grad_x_nd is not None:
                 torch.mm(grad_logits, weight_vd, out=grad_x_nd[at : at + chunk])

@@ -28,7 +28,7 @@ class Execution:
         micro_batch: sequences a rank computes with at once; gradients of the rest are added up. All if None.
         pipeline: the order of a pipeline's micro-batches.
         compile: whether each block is compiled.
-        recompute_every: recompute every k-th block in the backward pass instead of keeping what it made; None keeps all.
+        recompute_every: recompute every k-th block in the backward pass instead of keeping it; None keeps all.
         offload: whether FSDP keeps weights and optimiser on the CPU.
         threads: of a CPU process; torch's own number if None.
         save_every: steps between checkpoints, beside the last; None saves at the end alone.
