@@ -71,6 +71,9 @@ COLUMNS: Mapping[str, Column] = {
     "loss": Column(kind="float", meaning="loss of the kind `loss_kind` says", unit="nats per token", positive=True),
     "loss_kind": Column(kind="str", meaning="where the loss was taken; kinds are never mixed", choices=LOSS_KINDS),
     "loss_se": Column(kind="float", meaning="standard error of `loss`", unit="nats per token", gaps=True, low=0.0),
+    "train_loss": Column(
+        kind="float", meaning="training loss, mean over the run", unit="nats per token", gaps=True, positive=True
+    ),
     "seed": Column(kind="int", meaning="seed of initialisation and data order", gaps=True),
     "trunk": Column(kind="str", meaning="the run whose stable phase this one branched from", gaps=True),
     "aspect": Column(kind="float", meaning="d_model / n_layers", positive=True),
@@ -93,6 +96,13 @@ COLUMNS: Mapping[str, Column] = {
     "recipe_id": Column(kind="str", meaning="hash of the recipe", gaps=True),
     "device": Column(kind="str", meaning="what the run was trained on", gaps=True),
     "seconds": Column(kind="float", meaning="training time", unit="s", gaps=True, positive=True),
+    "energy_j": Column(kind="float", meaning="energy the training took", unit="J", gaps=True, low=0.0),
+    "steps": Column(kind="int", meaning="steps of the optimiser", gaps=True, positive=True),
+    "seq_len": Column(kind="int", meaning="tokens of a training sequence", gaps=True, positive=True),
+    "batch_tokens": Column(kind="int", meaning="tokens of a step", gaps=True, positive=True),
+    "lr": Column(kind="float", meaning="peak learning rate", gaps=True, positive=True),
+    "git": Column(kind="str", meaning="commit trained at; -dirty where files had changed", gaps=True),
+    "created": Column(kind="str", meaning="when the training ended, ISO 8601", gaps=True),
     "curve_file": Column(kind="str", meaning="file of the training loss curve", gaps=True),
 }
 # prefix of a column's name → what all such columns hold; the first match counts

@@ -25,16 +25,21 @@ class Data:
     """Name what is trained on and what is held out.
 
     `train` is a dataset's folder or a mixture's file. `validation` maps names to datasets, whose held-out splits count;
-    if empty, it is the training data's own, under "held-out" or the names of the mixture's sources. `mask_documents`
-    lets no token see another document; with `across_documents` a document's first token is a target all the same.
-    `content` hashes the tokens: where it is known, it is what identifies the data, wherever they lie.
+    if empty, it is the training data's own, under "held-out" or the names of the mixture's sources. `repeats` is how
+    often a dataset may be read, once if None; a mixture's file says so itself. `mask_documents` lets no token see
+    another document; with `across_documents` a document's first token is a target all the same. `content` hashes the
+    tokens: where it is known, it is what identifies the data, wherever they lie.
     """
 
     train: str
     validation: dict[str, str] = field(default_factory=dict)
+    repeats: float | None = None
     mask_documents: bool = False
     across_documents: bool = True
     content: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_range(self, ("repeats",), "a number above zero", lambda x: 0 < x < math.inf)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +159,7 @@ class Recipe:
         """Name the recipe by its content: the same recipe has the same id on every machine."""
         data, init = self.data, self.init
         if data is not None and data.content is not None:
-            data = replace(data, train="", validation=dict.fromkeys(data.validation, ""))
+            data = replace(data, train="", validation=dict.fromkeys(data.validation, ""), repeats=None)
         if init.content is not None:
             init = replace(init, checkpoint="")
         content = codec.canonical_json(replace(self, data=data, init=init))

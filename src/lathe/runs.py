@@ -41,13 +41,20 @@ DERIVATIONS: Sequence[tuple[str, tuple[str, ...], Callable[..., Any]]] = (
 )
 
 
+PLAIN = (
+    "train_loss", "seed", "trunk", "recipe_id", "flops", "device", "seconds", "energy_j", "steps", "seq_len",
+    "batch_tokens", "lr", "git", "created", "curve_file",
+)  # fmt: skip
+"""Columns that are a `Run`'s own fields, as they are."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """Hold what came out of one training run.
 
     `losses` maps a validation set to a loss in nats per token and `validation` names the one that is the
     run's `loss` (a run-mean loss goes under "train"); `loss_ses` are their standard errors, `accuracies` go
-    from 0 to 1.
+    from 0 to 1. `train_loss` is the mean over the run, whatever `loss` is; `created` is a date and time, ISO 8601.
     """
 
     name: str
@@ -66,6 +73,14 @@ class Run:
     flops: float | None = None
     device: str | None = None
     seconds: float | None = None
+    train_loss: float | None = None
+    steps: int | None = None
+    seq_len: int | None = None
+    batch_tokens: int | None = None
+    lr: float | None = None
+    energy_j: float | None = None
+    git: str | None = None
+    created: str | None = None
     curve_file: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -103,8 +118,7 @@ class Run:
             "loss": self.loss,
             "loss_kind": self.loss_kind,
             "loss_se": self.loss_ses.get(self.validation),
-            **{key: getattr(self, key) for key in ("seed", "trunk", "recipe_id", "flops", "device", "seconds")},
-            "curve_file": self.curve_file,
+            **{key: getattr(self, key) for key in PLAIN},
             **{f"loss_{name_column(key)}": value for key, value in self.losses.items()},
             **{f"loss_se_{name_column(key)}": value for key, value in self.loss_ses.items()},
             **{f"accuracy_{name_column(key)}": value for key, value in self.accuracies.items()},

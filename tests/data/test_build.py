@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,16 +26,16 @@ from corpus import (
     read_documents,
     write_jsonl,
 )
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from lathe.data import build, journal, readers, tokenise
 from lathe.data.build import build_dataset
 from lathe.data.inspect import verify_dataset
 from lathe.data.readers import Document, Input
 from lathe.data.store import Dataset, Manifest
-from lathe.data.tokenise import Tokens, ahead, is_held_out, open_encoder
+from lathe.data.tokenise import ahead, is_held_out, open_encoder
 from lathe.data.tokenizer import train_tokenizer
-from lathe.data.writer import MOST_SOURCES, UnitWriter, shorten
+from lathe.data.writer import MOST_SOURCES, Tokens, UnitWriter, shorten
 from lathe.errors import DataError
 
 TEXTS = make_texts(200)
@@ -108,6 +108,27 @@ class TestIds:
         monkeypatch.setattr(tokenise, "BATCH_CHARS", 300)
         make(as_input(*long), out="pieces")
         assert read_all(tmp_path / "whole") == read_all(tmp_path / "pieces")
+
+    @pytest.mark.parametrize("line_end", ["\n", " \n"])
+    def test_lines_that_begin_with_a_space_are_cut_apart(
+        self, make: Build, bpe: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, line_end: str
+    ) -> None:
+        """As WikiText's do: such a text must not stay in one piece, nor its pieces give other ids."""
+        text = line_end.join(f" = Title {i} = " * (i % 7 == 0) + f" word {i} , and @-@ more ." for i in range(200))
+        texts: list[str] = []
+        encode = tokenise._encode
+
+        def listen(pieces: Sequence[tokenise._Piece], encoder: tokenise.Encoder) -> list[Encoding]:
+            texts.extend(piece.text for piece in pieces)
+            return encode(pieces, encoder)
+
+        monkeypatch.setattr(tokenise, "_encode", listen)
+        monkeypatch.setattr(tokenise, "PIECE_CHARS", 100)
+        make(as_input(text), held_out=0.0)
+        assert "".join(texts) == text
+        assert len(texts) > 20
+        assert all(piece.startswith(" ") for piece in texts)
+        assert all_documents(tmp_path / "out") == [[*Tokenizer.from_file(str(bpe)).encode(text).ids, 0]]
 
     def test_a_file_in_parts_is_one_document(
         self, make: Build, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -270,7 +291,7 @@ class TestKilled:
         make(out="whole")
         content = lines.read_bytes()
         lines.write_bytes(content + b"broken\n")
-        with pytest.raises(DataError, match=r"line 201: not JSON.*on_bad_line=skip \(\d+ shards are done; the same"):
+        with pytest.raises(DataError, match=r"line 201: not JSON.*--on-bad-line skip \(\d+ shards are done; the same"):
             make()
         manifest = make(on_bad_line="skip")
         assert manifest.bad_lines == {lines.as_posix(): 1}
@@ -281,7 +302,7 @@ class TestKilled:
         monkeypatch.setattr(build, "_conclude", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             make(on_bad_line="skip")
-        with pytest.raises(DataError, match=r"1 bad lines of .* have been skipped already; go on with on_bad"):
+        with pytest.raises(DataError, match=r"1 bad lines of .* have been skipped already; go on with --on-bad"):
             make()
 
 
@@ -296,10 +317,10 @@ class TestAgain:
 
     def test_another_request_is_refused(self, make: Build, lines: Path) -> None:
         make()
-        with pytest.raises(DataError, match="holds a dataset that was built otherwise"):
+        with pytest.raises(DataError, match="holds a dataset of other inputs or options"):
             make(held_out=0.2)
         os.utime(lines, (1, 1))
-        with pytest.raises(DataError, match="holds a dataset that was built otherwise"):
+        with pytest.raises(DataError, match="holds a dataset of other inputs or options"):
             make()
 
     def test_another_request_for_an_unfinished_build_is_refused(
@@ -396,7 +417,7 @@ class TestBad:
 
     def test_ids_beyond_the_vocabulary(self, bpe: Path, tmp_path: Path) -> None:
         encoder = open_encoder(bpe)
-        unit = UnitWriter(tmp_path, 0, encoder)
+        unit = UnitWriter(tmp_path, 0, vocab_size=encoder.vocab_size, end_of_text=encoder.end_of_text)
         ids = np.array([encoder.vocab_size], dtype=encoder.dtype)
         unit.add(Tokens(ids=ids, source="x", text_bytes=1, held_out=False, continues=False))
         with pytest.raises(DataError, match="the id 400 is beyond the tokenizer's vocabulary of 400"):
@@ -443,6 +464,8 @@ class TestBad:
         self, make: Build, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         (tmp_path / "file").touch()
+        with pytest.raises(DataError, match="file is a file; name a new folder as --out"):
+            make(out="file")
         with pytest.raises(DataError, match="cannot be written: Not a directory"):
             make(out="file/out")
 

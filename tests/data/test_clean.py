@@ -315,8 +315,7 @@ class TestInputs:
         recipe = CleanRecipe(steps=(Regex(regex_exp="^x"),))
         with pytest.raises(DataError, match=r"a\.jsonl, line 2: not JSON.*--on-bad-line skip"):
             clean_corpus(recipe, inputs=[source], out=tmp_path / "out", tasks=1)
-        assert not (tmp_path / "out" / "report.json").exists()
-        assert not (tmp_path / "out" / "documents").exists()
+        assert not (tmp_path / "out").exists()
         report = clean_corpus(recipe, inputs=[source], out=tmp_path / "skip", tasks=1, on_bad_line="skip")
         assert report is not None
         assert (report.read, report.bad_lines) == (1, 5)
@@ -326,9 +325,27 @@ class TestInputs:
         source.write_bytes(gzip.compress(b'{"text": "one"}\n' * 1000)[:-20])
         with pytest.raises(DataError, match="cut short or broken"):
             clean_corpus(CleanRecipe(), inputs=[source], out=tmp_path / "out", tasks=1)
+        source.write_bytes(gzip.compress(b'{"text": "one"}\n'))
+        clean_corpus(CleanRecipe(), inputs=[source], out=tmp_path / "out", tasks=1)
         (tmp_path / "b.txt").write_bytes(b"caf\xe9")
-        with pytest.raises(DataError, match=r"b\.txt: not UTF-8"):
+        with pytest.raises(DataError, match=rf"^{tmp_path}/b\.txt: not UTF-8"):
             clean_corpus(CleanRecipe(), inputs=[tmp_path / "b.txt"], out=tmp_path / "out2", tasks=1)
+
+    def test_a_broken_parquet_file(self, tmp_path: Path) -> None:
+        (tmp_path / "a.parquet").write_bytes(b"PAR1")
+        with pytest.raises(DataError, match=r"a\.parquet is cut short or broken"):
+            clean_corpus(CleanRecipe(), inputs=[tmp_path], out=tmp_path / "out")
+
+    def test_a_cluster_that_is_not_here(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        source = write_rows(tmp_path / "a.jsonl", [{"text": "a"}])
+        recipe = CleanRecipe(slurm=Slurm(partition="cpu", time="01:00:00"))
+        monkeypatch.setenv("PATH", str(tmp_path))
+        with pytest.raises(DataError, match="this machine has no sbatch"):
+            clean_corpus(recipe, inputs=[source], out=tmp_path / "out", executor="slurm", tasks=1)
+        if importlib.util.find_spec("ray") is None:
+            with pytest.raises(DataError, match=r"needs the package ray.*pip install ray"):
+                clean_corpus(recipe, inputs=[source], out=tmp_path / "out", executor="ray")
+        assert not (tmp_path / "out").exists()
 
     @pytest.mark.parametrize(
         ("options", "message"),

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from corpus import make_texts, write_jsonl
+from made_datasets import write_shard
 from tokenizers import Tokenizer
 
 from lathe import codec
 from lathe.cli import main
 from lathe.data.build import build_dataset
 from lathe.data.inspect import describe_dataset, verify_dataset
-from lathe.data.store import Dataset, Manifest, file_sha256, write_shard
+from lathe.data.store import Dataset, Manifest, file_sha256
 from lathe.data.tokenizer import train_tokenizer
 from lathe.errors import DataError
 
@@ -58,8 +60,9 @@ class TestInfo:
         assert describe_dataset(dataset, samples=5, seed=1).samples != describe_dataset(dataset, samples=5).samples
 
     def test_without_a_tokenizer_ids_are_shown(self, tmp_path: Path) -> None:
-        ids, index = np.arange(5, dtype=np.uint16), np.array([[2, 0], [5, 0]], dtype=np.uint64)
-        shard = write_shard(tmp_path, "train-00000", split="train", tokens=ids, index_nc=index, sources=["x"])
+        shard = dataclasses.replace(
+            write_shard(tmp_path, "train-00000", [[0, 1], [2, 3, 4]], vocab_size=5), text_bytes=0
+        )
         manifest = Manifest(
             vocab_size=5, dtype="uint16", end_of_text=None, tokenizer_sha256=None, held_out=0.0, shards=(shard,),
             bad_lines={"x": 2}, empty_documents=1,
@@ -70,6 +73,11 @@ class TestInfo:
         assert info.splits[0].bytes_per_token is None
         assert info.splits[1].documents == 0
         assert verify_dataset(tmp_path) == 2
+
+    @pytest.mark.parametrize("option", [{"samples": -1}, {"seed": -1}])
+    def test_numbers_that_cannot_be(self, dataset: Path, option: dict[str, int]) -> None:
+        with pytest.raises(DataError, match=r"=-1.*; wanted numbers of 0 or more"):
+            describe_dataset(dataset, **option)
 
     def test_a_tokenizer_that_differs(self, dataset: Path) -> None:
         path = dataset / "tokenizer.json"
@@ -168,7 +176,7 @@ class TestCommands:
         command = ("data", "tokenizer", tmp_path / "b.jsonl", "--vocab-size", 300, "--out", tokenizer)
         assert "note: the text gives 258 tokens only" in self.run(capsys, *command)[1]
         said, noted = self.run(capsys, "data", "build", lines, "--tokenizer", tokenizer, *options)
-        assert f"skipped: 1 bad lines of {lines}" in said
+        assert f"skipped: 1 bad line of {lines}" in said
         assert f"note: skipped: {lines}, line 2: not JSON" in noted
         assert "note: no document was held out" in noted
 
@@ -176,7 +184,7 @@ class TestCommands:
         (tmp_path / "train.bin").write_bytes(np.array([5, 6, 1, 7, 1], dtype="<u2").tobytes())
         options = ("--vocab-size", 8, "--end-of-text", 1, "--held-out", 0, "--out", tmp_path / "set")
         said, _ = self.run(capsys, "data", "convert", tmp_path / "train.bin", "--format", "nanogpt", *options)
-        assert said.startswith("train: 2 documents, 5 tokens, 1 shards\n")
+        assert said.startswith("train: 2 documents, 5 tokens, 1 shard\n")
         assert verify_dataset(tmp_path / "set") == 2
 
     def test_nothing_given(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from made_datasets import VOCAB, count_up, write_dataset
 from numpy.typing import NDArray
 
 from lathe import codec
-from lathe.data.loader import Batch, Loader, evaluation_batches, to_torch
+from lathe.data.loader import Batch, Loader, evaluation_batches, evaluation_windows, to_torch
 from lathe.data.mixture import BLOCK, Mixture
 from lathe.data.store import MANIFEST, Dataset, Manifest, Shard
 from lathe.data.windows import Windows, open_shards
@@ -302,6 +302,23 @@ class TestHeldOut:
         assert batch.documents_bt.tolist() == [[0, 0, 0, 1, 1], [0, 0, 0, 1, 1]]  # padding is a document of its own
         (apart,) = evaluation_batches(split, seq_len=5, batch_sequences=2, across_documents=False)
         assert apart.targets_bt.tolist() == [[6, 0, -1, 0, -1], [9, 0, -1, -1, -1]]
+
+    def test_a_part_is_evenly_spaced_and_always_the_same(self, tmp_path: Path) -> None:
+        split = count_up(tmp_path, 102, split="held-out").split("held-out")  # 20 whole windows of 5, and a tail of 1
+        for most, expected in ((1, [0]), (22, [0, 5, 10, 15]), (105, list(range(21))), (10**9, list(range(21)))):
+            assert evaluation_windows(split, seq_len=5, most_tokens=most).tolist() == expected
+            batches = evaluation_batches(split, seq_len=5, batch_sequences=3, most_tokens=most)
+            assert [t // 5 for b in batches for t in b.tokens_bt[:, 0]] == expected
+        with pytest.raises(DataError, match="most_tokens=0"):
+            evaluation_windows(split, seq_len=5, most_tokens=0)
+
+    @pytest.mark.parametrize("world", [1, 2, 3, 50])
+    def test_ranks_share_the_batches(self, tmp_path: Path, world: int) -> None:
+        split = count_up(tmp_path, 102, split="held-out").split("held-out")
+        whole = [b.targets_bt.tolist() for b in evaluation_batches(split, seq_len=5, batch_sequences=4)]
+        for rank in range(world):
+            own = evaluation_batches(split, seq_len=5, batch_sequences=4, rank=rank, world=world)
+            assert [b.targets_bt.tolist() for b in own] == whole[rank::world]
 
     def test_too_small(self, tmp_path: Path) -> None:
         for tokens in (0, 1):

@@ -60,3 +60,15 @@ def test_what_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="line 1: has no key 'body'"):
         train_tokenizer([lines], vocab_size=300, out=tmp_path / "t.json", text_key="body")
     assert not (tmp_path / "t.json").exists()
+
+
+def test_no_text(tmp_path: Path) -> None:
+    lines = write_jsonl(tmp_path / "a.jsonl", ["", ""])
+    with pytest.raises(DataError, match="the inputs hold no text to train a tokenizer on"):
+        train_tokenizer([lines], vocab_size=300, out=tmp_path / "tokenizer.json")
+    assert not (tmp_path / "tokenizer.json").exists()
+
+
+def test_a_folder_is_no_file_to_write(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"is a folder; name the file to write, such as .*tokenizer.json"):
+        train_tokenizer([write_jsonl(tmp_path / "a.jsonl", ["one"])], vocab_size=300, out=tmp_path)

@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from lathe.model.decoder import Decoder
 from lathe.model.init import build
-from lathe.model.loss import chunked_losses
+from lathe.model.loss import chunked_losses, position_losses
 from lathe.shape import Shape
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -86,6 +86,28 @@ def test_bf16_is_as_near_as_whole_bf16_logits():
     for grad, other in zip(ours, theirs, strict=True):
         assert grad.dtype == torch.bfloat16
         assert (grad - other).float().norm() < 0.01 * other.float().norm()
+
+
+@pytest.mark.parametrize("chunk", [1, 7, N, None])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_losses_by_position(chunk, dtype):
+    x_nd, weight_vd, targets_n = inputs(dtype)
+    found = position_losses(x_nd, weight_vd, targets_n, chunk=chunk)
+    logits_nv = (x_nd @ weight_vd.T).float()
+    expected = F.cross_entropy(logits_nv, targets_n.clamp(min=-1), ignore_index=-1, reduction="none")
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert not found.requires_grad
+    assert not found[targets_n < 0].any()
+    summed = chunked_losses(x_nd, weight_vd, targets_n, chunk=chunk).cross_entropy
+    torch.testing.assert_close(found.sum(), summed, rtol=1e-6, atol=0)
+
+
+def test_losses_by_position_take_autocast():
+    x_nd, weight_vd, targets_n = inputs()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = position_losses(x_nd, weight_vd, targets_n)
+    torch.testing.assert_close(found, position_losses(x_nd.bfloat16(), weight_vd.bfloat16(), targets_n))
+    assert position_losses(x_nd[:0], weight_vd, targets_n[:0]).shape == (0,)
 
 
 @pytest.mark.parametrize("asks", [(True, False), (False, True), (False, False)])

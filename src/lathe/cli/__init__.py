@@ -16,6 +16,7 @@ from lathe.cli.laws import compare, fit, optimal, predict
 from lathe.cli.models import generate
 from lathe.cli.plans import calibrate, devices, latency, next_runs, plan
 from lathe.cli.shapes import shape, shapes
+from lathe.cli.train import average, train
 from lathe.errors import LatheError, explain_import
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -25,6 +26,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "optimal": optimal,
     "plan": plan,
     "next": next_runs,
+    "train": train,
+    "average": average,
     "latency": latency,
     "measure": measure,
     "probe": probe,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,8 +13,11 @@ from lathe.cli.terminal import Progress, Words, need, open_console
 if TYPE_CHECKING:
     from lathe.data.clean_stages import Compression
 
-Inputs = Annotated[Words, arg(help="files (.txt, .jsonl, .parquet; .gz and .zst too) or folders of them")]
 
+Inputs = Annotated[
+    Words,
+    arg(help="files (.txt, .jsonl, .parquet; .txt and .jsonl also .gz, .zst) or folders of them", metavar="[FILE …]"),
+]
 SUFFIXES: dict[str, Compression] = {"gz": ".gz", "zst": ".zst", "none": ""}
 
 
@@ -56,5 +60,7 @@ def clean(
         console.print(f"submitted; run the same command when the jobs are done. Logs: {out / 'logs'}")
         return
     console.print(clean_table(found))
+    if not found.kept:
+        print(f"note: no document is left; {out / 'removed'} has what each step removed", file=sys.stderr)
     console.print(f"documents: {out / 'documents'}")
     console.print(f"report: {out / 'report.json'}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from lathe.cli.clean import clean
+from lathe.cli.clean import Inputs, clean
 from lathe.cli.mix import mix
 from lathe.cli.terminal import Progress, Words, need, open_console
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from lathe.data.store import Manifest
 
 OnBadLine = Literal["fail", "skip"]
-Inputs = Annotated[Words, arg(help="files (.txt, .jsonl, .parquet; .gz and .zst too) or folders of them")]
 Separator = Annotated[
     str | None, arg(help="what stands between documents of a .txt file, such as '<|endoftext|>' or '\\n\\n'")
 ]
@@ -43,11 +42,11 @@ def build(
 
     Args:
         tokenizer: a tokenizer.json, a folder that has one, or the id of a Hugging Face repository.
-        out: a new folder.
+        out: a new folder, or that of a build to go on with.
         builtin: add the text that is on every machine: the sources of Python's standard library.
         text_key: key or column of the text, in .jsonl and .parquet files.
         held_out: share of the documents to hold out for validation; by a hash of their text, so always the same ones.
-        shard_tokens: to begin a new shard after; work that a kill can lose.
+        shard_tokens: to begin a new shard after; a kill loses no more than these.
         on_bad_line: what to do at a line that holds no document.
         end_of_text: the token, or its id, to put after each document; the tokenizer's own if not given.
     """
@@ -200,12 +199,17 @@ def _print_dataset(manifest: Manifest, out: Path) -> None:
     for split in ("train", "held-out"):
         shards = [shard for shard in manifest.shards if shard.split == split]
         documents, tokens = sum(s.documents for s in shards), sum(s.tokens for s in shards)
-        print(f"{split}: {documents:,} documents, {tokens:,} tokens, {len(shards)} shards")
+        counts = _count(documents, "document"), _count(tokens, "token"), _count(len(shards), "shard")
+        print(f"{split}: {', '.join(counts)}")
     if manifest.empty_documents:
-        print(f"skipped: {manifest.empty_documents:,} empty documents")
+        print(f"skipped: {_count(manifest.empty_documents, 'empty document')}")
     for name, count in manifest.bad_lines.items():
-        print(f"skipped: {count:,} bad lines of {name}")
+        print(f"skipped: {_count(count, 'bad line')} of {name}")
     print(f"dataset: {out}")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _number(token: str | None) -> str | int | None:

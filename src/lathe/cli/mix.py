@@ -43,11 +43,14 @@ def mix(
         seed: of the refits and the simulated mixtures.
     """
     from lathe.documents import check_path, write_atomic
+    from lathe.errors import LawError
     from lathe.laws.mixture import best_mixture, fit_mixture
     from lathe.laws.mixture_table import read_mixture_table
     from lathe.report.mix_table import mix_table
 
     check_level(level)
+    if seed < 0 or max_repeats <= 0:
+        raise LawError(f"--seed {seed}, --max-repeats {max_repeats:g}; wanted a seed of 0 or more, repeats above 0")
     if out is not None:
         check_path(out, ".toml")
     numbers = {name: _number(value) for name, value in _split(sizes, "--sizes").items()}

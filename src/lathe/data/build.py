@@ -17,9 +17,19 @@ from pathlib import Path
 from typing import Literal
 
 from lathe import codec
-from lathe.data.journal import JOURNAL, Journal, Request, drop_journal, lock_folder, open_journal, save_journal
+from lathe.data.journal import Journal, Request, drop_journal, lock_folder, open_journal, save_journal
 from lathe.data.readers import BadLine, Entry, Input, Layout, open_inputs
-from lathe.data.store import HELD_OUT, MANIFEST, SHARD_TOKENS, TOKENIZER, Manifest, Shard, check_split, write_whole
+from lathe.data.store import (
+    HELD_OUT,
+    JOURNAL,
+    MANIFEST,
+    SHARD_TOKENS,
+    TOKENIZER,
+    Manifest,
+    Shard,
+    check_split,
+    write_whole,
+)
 from lathe.data.tokenise import Encoder, open_encoder, tokenise
 from lathe.data.writer import UnitWriter
 from lathe.errors import DataError
@@ -99,7 +109,8 @@ def _write_units(
     """Write unit after unit; give the journal after each."""
     state = _State(journal, on_bad_line, report)
     meter = _Meter(inputs, journal, progress)
-    unit = UnitWriter(folder, journal.units, encoder)
+    about = {"vocab_size": encoder.vocab_size, "end_of_text": encoder.end_of_text}
+    unit = UnitWriter(folder, journal.units, **about)
     placed = _read_from(inputs, journal.file, journal.documents)
     try:
         with closing(tokenise(placed, encoder, held_out=journal.request.held_out)) as found:
@@ -114,7 +125,7 @@ def _write_units(
                 state.pass_document(number, empty=not kept)
                 if unit.tokens >= journal.request.shard_tokens:
                     yield state.close(unit.finish())
-                    unit = UnitWriter(folder, unit.number + 1, encoder)
+                    unit = UnitWriter(folder, unit.number + 1, **about)
         yield state.close(unit.finish())
     finally:
         unit.discard()
@@ -161,12 +172,12 @@ class _State:
         self.bad_lines, self.empty_documents = dict(journal.bad_lines), journal.empty_documents
         if self.bad_lines and on_bad_line == "fail":
             name, count = next(iter(self.bad_lines.items()))
-            raise DataError(f"{count} bad lines of {name} have been skipped already; go on with on_bad_line=skip")
+            raise DataError(f"{count} bad lines of {name} have been skipped already; go on with --on-bad-line skip")
 
     def pass_bad(self, file: int, bad: BadLine) -> None:
         """Count a bad line, or raise DataError as asked."""
         if self.on_bad_line == "fail":
-            raise DataError(f"{bad}; mend it, or pass over such lines with on_bad_line=skip")
+            raise DataError(f"{bad}; mend it, or pass over such lines with --on-bad-line skip")
         self._pass(file)
         self.bad_lines[bad.source] = self.bad_lines.get(bad.source, 0) + 1
         if sum(self.bad_lines.values()) <= NAMED_LINES:

@@ -9,22 +9,22 @@ report.json     the `CleanReport`, written last: without it the cleaning is not 
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import io
 import json
 import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lathe import codec
 from lathe.data.clean_recipe import CleanRecipe, encode_recipe
-from lathe.data.readers import COMPRESSIONS, Layout, find_inputs, read_parquet
+from lathe.data.readers import COMPRESSIONS, Layout, find_inputs
 from lathe.documents import read_document, write_atomic
-from lathe.errors import DataError, LatheError, MissingExtraError, nearest
+from lathe.errors import DataError, MissingExtraError, nearest
 
 if TYPE_CHECKING:
     from lathe.data.clean_stages import Compression, Folders, OnBadLine, Stage
@@ -105,6 +105,8 @@ def clean_corpus(
     files = _find_files(inputs, text_key)
     if executor == "slurm" and recipe.slurm is None:
         raise DataError("the slurm executor needs a table [slurm] with partition and time in the recipe")
+    if executor == "ray" and importlib.util.find_spec("ray") is None:
+        raise DataError("the ray executor needs the package ray, which is not installed; run: pip install ray")
     known = {
         "recipe": encode_recipe(recipe),
         "text_key": text_key,
@@ -119,11 +121,11 @@ def clean_corpus(
         stages = build_stages(
             recipe, files, folders, tasks=tasks, text_key=text_key, on_bad_line=on_bad_line, compression=compression
         )
-    except LatheError:
-        _discard(folders.out)
+        if not _run(stages, executor, recipe, folders, tasks, progress):
+            return None
+    except BaseException:
+        _discard(folders)
         raise
-    if not _run(stages, executor, recipe, folders, tasks, progress):
-        return None
     report = _count(stages, recipe.labels, folders)
     folders.cleaned.mkdir(parents=True, exist_ok=True)
     os.replace(folders.cleaned, folders.documents)
@@ -193,7 +195,10 @@ def _submit(made: Sequence[Any], folders: Folders) -> bool:
             f"the jobs are submitted and not all done; look with squeue and in {folders.logs}. If some failed, delete"
             f" {mark} and run this again: what is done is not done again"
         )
-    made[-1].run()
+    try:
+        made[-1].run()
+    except FileNotFoundError:
+        raise DataError("this machine has no sbatch; run the command where jobs are submitted to Slurm") from None
     mark.touch()
     return False
 
@@ -207,12 +212,11 @@ def _need_datatrove() -> None:
 
 def _find_files(inputs: Sequence[str | Path], text_key: str) -> list[Path]:
     """List the files as `lathe data build` does; a parquet file without the column is refused now."""
-    files = [Path(found.name) for found in find_inputs(inputs, Layout(text_key=text_key))[0]]
-    for path in files:
-        if path.suffix == ".parquet":
-            with open(path, "rb") as file:
-                next(read_parquet(file, str(path), Layout(text_key=text_key)), None)
-    return files
+    files, _ = find_inputs(inputs, Layout(text_key=text_key))
+    for file in files:
+        if file.name.endswith(".parquet"):
+            next(file.read(), None)
+    return [Path(file.name) for file in files]
 
 
 def _open_folder(out: Path, request: dict[str, Any]) -> bool:
@@ -223,7 +227,9 @@ def _open_folder(out: Path, request: dict[str, Any]) -> bool:
     path = out / REQUEST
     if path.is_file():
         if read_document(path) != json.loads(json.dumps(request)):
-            raise DataError(f"{out} holds another cleaning, of other inputs, steps or tasks; give another --out")
+            raise DataError(
+                f"{out} holds another cleaning, of other inputs, steps or tasks; give another --out, or remove it"
+            )
         return (out / REPORT).is_file()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} is not empty; give a new folder as --out")
@@ -235,13 +241,10 @@ def _open_folder(out: Path, request: dict[str, Any]) -> bool:
     return False
 
 
-def _discard(out: Path) -> None:
-    """Empty a folder in which nothing was done, so that the same call may be made again when mended."""
-    if not (out / "logs").exists():
-        for path in out.iterdir():
-            path.unlink()
-        with suppress(OSError):
-            out.rmdir()
+def _discard(folders: Folders) -> None:
+    """Take away a folder in which no task was finished, so that the call may be made again with what was mended."""
+    if not any(folders.logs.glob("*/completions/*")) and not (folders.out / SUBMITTED).exists():
+        shutil.rmtree(folders.out, ignore_errors=True)
 
 
 def _count(stages: Sequence[Stage], labels: Sequence[str], folders: Folders) -> CleanReport:

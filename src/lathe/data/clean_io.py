@@ -37,7 +37,7 @@ class CountingReader(BaseDiskReader):
 
     def locate(self, filepath: str) -> str:
         """Give a file's whole path."""
-        return str(self.data_folder.resolve_paths(filepath))
+        return "/" + str(self.data_folder.resolve_paths(filepath)).lstrip("/")  # the root's own slash is doubled
 
     def explain(self, filepath: str, error: Exception) -> DataError:
         """Say that a file is broken."""

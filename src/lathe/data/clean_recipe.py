@@ -273,12 +273,11 @@ def decode_recipe(body: Mapping[str, Any], *, source: str) -> CleanRecipe:
     if not isinstance(steps, list):
         raise CodecError(f"{source}: wanted one [[steps]] or more, each with step = one of {', '.join(STEPS)}")
     words = tuple(_decode_step(step, source=f"{source}: steps[{i}]") for i, step in enumerate(steps, start=1))
-    given = {name: value for name, value in body.items() if name != "steps"}
-    known = ("language", "slurm", "ray", "steps")
-    for name in given:
-        if name not in known:
-            raise CodecError(f"{source}: unknown key {name!r}{nearest(name, known)}")
     types = {"language": str, "slurm": Slurm | None, "ray": Ray}
+    for name in body:
+        if name not in (*types, "steps"):
+            raise CodecError(f"{source}: unknown key {name!r}{nearest(name, (*types, 'steps'))}")
+    given = {name: value for name, value in body.items() if name in types}
     decoded = {n: codec.decode(types[n], v, source=f"{source}: {n}") for n, v in given.items()}  # pyright: ignore
     try:
         return CleanRecipe(steps=words, **decoded)
@@ -288,12 +287,9 @@ def decode_recipe(body: Mapping[str, Any], *, source: str) -> CleanRecipe:
 
 def encode_recipe(recipe: CleanRecipe) -> dict[str, Any]:
     """Turn a recipe into what JSON can hold."""
-    return {
-        "language": recipe.language,
-        "steps": [{"step": NAMES[type(step)], **codec.encode(step)} for step in recipe.steps],
-        "slurm": codec.encode(recipe.slurm),
-        "ray": codec.encode(recipe.ray),
-    }
+    steps = [{"step": NAMES[type(step)], **codec.encode(step)} for step in recipe.steps]
+    cluster = {"slurm": codec.encode(recipe.slurm), "ray": codec.encode(recipe.ray)}
+    return {"language": recipe.language, "steps": steps, **cluster}
 
 
 def _decode_step(body: Any, *, source: str) -> Step:
@@ -302,5 +298,6 @@ def _decode_step(body: Any, *, source: str) -> Step:
     name = body["step"]
     if name not in STEPS:
         raise CodecError(f"{source}: there is no step {name!r}{nearest(name, STEPS)}")
-    rest = {key: value for key, value in body.items() if key != "step"}
-    return codec.decode(STEPS[name].word, rest, source=f"{source} ({name})")
+    return codec.decode(
+        STEPS[name].word, {k: v for k, v in body.items() if k != "step"}, source=f"{source} ({name})"
+    )  # fmt: skip

@@ -6,7 +6,6 @@ A format is a row of `FORMATS`. Its reader streams pieces in the original order;
 from __future__ import annotations
 
 import json
-from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -25,18 +24,16 @@ from lathe.data.foreign_vocabulary import Vocabulary, open_vocabulary
 from lathe.data.journal import OURS, lock_folder
 from lathe.data.store import (
     HELD_OUT,
-    INDEX_COLUMNS,
     MANIFEST,
     SHARD_TOKENS,
-    SPLITS,
     TOKENIZER,
     Manifest,
     Shard,
     check_split,
     dtype_of,
-    write_shard,
     write_whole,
 )
+from lathe.data.writer import Tokens, UnitWriter
 from lathe.errors import DataError, nearest
 
 ON_BAD_LINE = ("fail", "skip")
@@ -80,7 +77,7 @@ def convert_dataset(
     """Write a dataset of tokens that another trainer's tools prepared, in their order.
 
     A document ends with its end-of-text, with its file, and in OpenLM's and MobileLLM's rows with its row; one longer
-    than a shard is cut. Memory is that of a shard of each split, twice.
+    than a shard is cut.
 
     Args:
         source: a folder or a file.
@@ -114,7 +111,7 @@ def convert_dataset(
     pieces = _report(_pass_bad(form.read(source, marks), on_bad_line, bad), files, progress)
     documents = split_documents(_check_ids(pieces, vocabulary.size), marks.end_of_text, longest=shard_tokens)
     with _new_folder(out, files):
-        shards = _write_splits(documents, out, vocabulary, shard_tokens, share, validation)
+        shards = tuple(_write_units(documents, out, vocabulary, shard_tokens, share, validation))
         if not any(shard.split == "train" for shard in shards):
             state = "all documents are held out" if shards else "there are no tokens"
             raise DataError(f"{source}: {state}, so there is nothing to train on")
@@ -208,7 +205,7 @@ def _pass_bad(pieces: Iterable[Piece | BadRow], on_bad_line: str, bad: Counter[s
         if isinstance(piece, Piece):
             yield piece
         elif on_bad_line == "fail":
-            raise DataError(f"{piece}; mend it, or pass over such rows with on_bad_line=skip")
+            raise DataError(f"{piece}; mend it, or pass over such rows with --on-bad-line skip")
         else:
             bad[piece.source.as_posix()] += 1
 
@@ -231,7 +228,7 @@ def _check_ids(pieces: Iterable[Piece], vocab_size: int) -> Iterator[Piece]:
             at = int(np.argmax((piece.ids < 0) | (piece.ids >= vocab_size)))
             raise DataError(
                 f"{piece.source}{piece.row and ', '}{piece.row}: id {piece.ids[at]} at position {piece.start + at} is "
-                f"beyond the vocabulary of {vocab_size}; give the tokenizer that made the ids, or its vocab_size"
+                f"beyond the vocabulary of {vocab_size}; give the --tokenizer that made the ids, or its --vocab-size"
             )
         yield piece
 
@@ -241,52 +238,24 @@ def _is_held_out(ids: NDArray[np.integer], share: float) -> bool:
     return int.from_bytes(digest, "big") < share * 2**64
 
 
-def _write_splits(
+def _write_units(
     documents: Iterable[tuple[NDArray[np.integer], Path]],
     folder: Path,
     vocabulary: Vocabulary,
     shard_tokens: int,
     held_out: float,
     validation: frozenset[Path],
-) -> tuple[Shard, ...]:
-    splits = {name: _SplitWriter(folder, name, dtype_of(vocabulary.size), shard_tokens) for name in SPLITS}
-    for ids, file in documents:
-        split = SPLITS[file in validation or _is_held_out(ids, held_out)]
-        text_bytes = 0 if vocabulary.bytes_v is None else int(vocabulary.bytes_v[ids].sum())
-        splits[split].add(ids, file, text_bytes)
-    return tuple(shard for split in splits.values() for shard in split.finish())
-
-
-class _SplitWriter:
-    """Gather a split's documents, and write a shard whenever the next one does not fit."""
-
-    def __init__(self, folder: Path, split: str, dtype: str, shard_tokens: int) -> None:
-        self.folder, self.split, self.shards = folder, split, list[Shard]()
-        self.ids = np.empty(shard_tokens, dtype=dtype)
-        self._clear()
-
-    def add(self, ids: NDArray[np.integer], source: Path, text_bytes: int) -> None:
-        """Add a document that is no longer than a shard."""
-        if self.tokens + len(ids) > len(self.ids):
-            self._write()
-        self.ids[self.tokens : self.tokens + len(ids)] = ids
-        self.tokens += len(ids)
-        self.index.extend((self.tokens, text_bytes))
-        self.sources[source.as_posix()] = None
-
-    def finish(self) -> list[Shard]:
-        """Write what is left, and give all shards."""
-        if self.tokens:
-            self._write()
-        return self.shards
-
-    def _write(self) -> None:
-        shard = write_shard(
-            self.folder, f"{self.split}-{len(self.shards):05d}", split=self.split, tokens=self.ids[: self.tokens],
-            index_nc=np.array(self.index, dtype=np.uint64).reshape(-1, INDEX_COLUMNS), sources=tuple(self.sources),
-        )  # fmt: skip
-        self.shards.append(shard)
-        self._clear()
-
-    def _clear(self) -> None:
-        self.tokens, self.index, self.sources = 0, array("Q"), dict[str, None]()
+) -> Iterator[Shard]:
+    """Write the documents as a build does: a shard of each split, and the next ones when they are full."""
+    unit = UnitWriter(folder, 0, vocab_size=vocabulary.size, end_of_text=None)
+    try:
+        for ids, file in documents:
+            text_bytes = 0 if vocabulary.bytes_v is None else int(vocabulary.bytes_v[ids].sum())
+            held = file in validation or _is_held_out(ids, held_out)
+            unit.add(Tokens(ids=ids, source=file.as_posix(), text_bytes=text_bytes, held_out=held))
+            if unit.tokens >= shard_tokens:
+                yield from unit.finish()
+                unit = UnitWriter(folder, unit.number + 1, vocab_size=vocabulary.size, end_of_text=None)
+        yield from unit.finish()
+    finally:
+        unit.discard()

@@ -65,7 +65,7 @@ def _parse_row(row: _Row, marks: Marks) -> NDArray[np.integer] | str:
         ids = np.array(value)
         if ids.dtype.kind == "U" and END_OF_TEXT in value:
             if marks.end_of_text is None:
-                raise DataError(f"{row.source}, {row.name} holds {END_OF_TEXT!r}; say which id it has: end_of_text")
+                raise DataError(f"{row.source}, {row.name} holds {END_OF_TEXT!r}; say which id it has: --end-of-text")
             ids = np.array([marks.end_of_text if item == END_OF_TEXT else item for item in value])
     except DataError:
         raise

@@ -38,7 +38,7 @@ def open_vocabulary(
     """Take what is given from its user and the rest from the tokenizer. Raises DataError."""
     if tokenizer is None:
         if vocab_size is None:
-            raise DataError("which ids there may be is not known; give the tokenizer that made them, or vocab_size")
+            raise DataError("which ids there may be is not known; give the --tokenizer that made them, or --vocab-size")
         if isinstance(end_of_text, str):
             raise DataError(f"end_of_text={end_of_text!r} needs the tokenizer that made the ids; or give its id")
         if not 0 < vocab_size <= 2**32 or not (end_of_text is None or 0 <= end_of_text < vocab_size):

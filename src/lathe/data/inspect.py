@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lathe import codec
-from lathe.data.store import INDEX_COLUMNS, MANIFEST, SPLITS, TOKENIZER, Dataset, Manifest, Shard, file_sha256
+from lathe.data.store import MANIFEST, SPLITS, TOKENIZER, Dataset, Manifest, Shard, file_sha256, read_index
 from lathe.errors import DataError
 
 if TYPE_CHECKING:
@@ -64,6 +63,8 @@ def describe_dataset(folder: str | Path, *, samples: int = SAMPLES, seed: int = 
 
     Raises DataError.
     """
+    if samples < 0 or seed < 0:
+        raise DataError(f"samples={samples}, seed={seed}; wanted numbers of 0 or more")
     dataset = Dataset(folder)
     manifest = dataset.manifest
     splits = tuple(_count_split(dataset, name) for name in SPLITS)
@@ -111,7 +112,7 @@ def _check_content(folder: Path, shard: Shard, manifest: Manifest) -> list[str]:
     """Check that a whole shard makes sense: what a faulty writer would have got wrong."""
     dtype = np.dtype(manifest.dtype).newbyteorder("<")
     found = []
-    ends_n = _read_index(folder, shard)[:, 0]
+    ends_n = read_index(folder, shard)[:, 0]
     tokens = (folder / f"{shard.name}.bin").stat().st_size // dtype.itemsize
     last = int(ends_n[-1]) if len(ends_n) else 0
     if (len(ends_n), tokens, last) != (shard.documents, shard.tokens, shard.tokens) or (
@@ -127,15 +128,11 @@ def _check_content(folder: Path, shard: Shard, manifest: Manifest) -> list[str]:
     return found
 
 
-def _read_index(folder: Path, shard: Shard) -> NDArray[np.uint64]:
-    return np.fromfile(folder / f"{shard.name}.idx", dtype="<u8").reshape(-1, INDEX_COLUMNS)
-
-
 def _count_split(dataset: Dataset, name: str) -> SplitInfo:
     shards = [shard for shard in dataset.manifest.shards if shard.split == name]
     counts = np.zeros(64, dtype=np.int64)
     for shard in shards:  # one at a time: an index of a large corpus is large too
-        lengths_n = np.diff(_read_index(dataset.folder, shard)[:, 0], prepend=np.uint64(0))
+        lengths_n = np.diff(read_index(dataset.folder, shard)[:, 0], prepend=np.uint64(0))
         powers = np.frexp(lengths_n.astype(np.float64))[1] - 1
         counts += np.bincount(np.maximum(powers, 0), minlength=64)
     return SplitInfo(
@@ -145,20 +142,14 @@ def _count_split(dataset: Dataset, name: str) -> SplitInfo:
 
 
 def _draw(dataset: Dataset, samples: int, seed: int) -> Iterator[Sample]:
-    shards = [shard for shard in dataset.manifest.shards if shard.split == "train"]
-    total, rng = sum(shard.documents for shard in shards), np.random.default_rng(seed)
-    chosen = sorted(rng.choice(total, min(samples, total), replace=False).tolist())
-    tokenizer, dtype = _open_tokenizer(dataset), np.dtype(dataset.manifest.dtype).newbyteorder("<")
-    for document in chosen:
-        within = document
-        shard = next(s for s in shards if (within := within - s.documents) < 0)
-        ends_n = _read_index(dataset.folder, shard)[:, 0]
-        row = within + shard.documents
+    split, tokenizer = dataset.split("train"), _open_tokenizer(dataset)
+    firsts_s = np.cumsum([0, *(shard.documents for shard in split.shards)])
+    chosen = np.random.default_rng(seed).choice(firsts_s[-1], min(samples, int(firsts_s[-1])), replace=False)
+    for document in sorted(chosen.tolist()):
+        at = int(np.searchsorted(firsts_s, document, side="right")) - 1
+        ends_n, row = read_index(dataset.folder, split.shards[at])[:, 0], document - int(firsts_s[at])
         start, end = int(ends_n[row - 1]) if row else 0, int(ends_n[row])
-        count = min(end - start, SAMPLE_TOKENS)
-        with open(dataset.folder / f"{shard.name}.bin", "rb") as file:
-            file.seek(start * dtype.itemsize)
-            ids = np.frombuffer(file.read(count * dtype.itemsize), dtype=dtype).tolist()
+        ids = split.read(int(split.starts_s[at]) + start, min(end - start, SAMPLE_TOKENS)).tolist()
         text = json.dumps(ids) if tokenizer is None else tokenizer.decode(ids, skip_special_tokens=False)
         yield Sample(document=document, tokens=end - start, text=text)
 

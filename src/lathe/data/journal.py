@@ -11,10 +11,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from lathe import codec
-from lathe.data.store import MANIFEST, TOKENIZER, Dataset, Manifest, Shard, cannot_write, write_whole
+from lathe.data.store import JOURNAL, MANIFEST, TOKENIZER, Dataset, Manifest, Shard, cannot_write, write_whole
 from lathe.errors import DataError
 
-JOURNAL = "build.json"
 KIND = "dataset build"
 OURS = re.compile(r"(train|held-out)-\d{5,}\.(bin|idx)|\..+\.part")
 """Names of what a build leaves when it is killed: shards that its journal does not know yet, and unfinished files."""
@@ -61,6 +60,8 @@ def lock_folder(folder: Path) -> Iterator[None]:
         import fcntl
     except ImportError:  # Windows has no such locks
         fcntl = None
+    if folder.is_file():
+        raise DataError(f"{folder} is a file; name a new folder as --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if fcntl is None:
@@ -90,7 +91,7 @@ def open_journal(folder: Path, request: Request) -> Journal | Manifest:
     if (folder / MANIFEST).is_file():
         manifest = Dataset(folder).manifest
         if manifest.request != request.id:
-            raise DataError(f"{folder} holds a dataset that was built otherwise; choose another --out, or remove it")
+            raise DataError(f"{folder} holds a dataset of other inputs or options; choose another --out, or remove it")
         path.unlink(missing_ok=True)
         return manifest
     if path.is_file():

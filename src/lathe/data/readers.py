@@ -88,7 +88,8 @@ def find_inputs(paths: Sequence[str | Path], layout: Layout) -> tuple[tuple[Inpu
     ignored = 0
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.is_file() and not _is_hidden(p.relative_to(path)))
+            visible = (p for p in path.rglob("*") if not any(x.startswith(".") for x in p.relative_to(path).parts))
+            inside = sorted(p for p in visible if p.is_file())
             known = [p for p in inside if _reader_of(p) is not None]
             ignored += len(inside) - len(known)
             found += [_open_input(p, layout) for p in known]
@@ -205,10 +206,6 @@ def _kinds() -> str:
     return f"{', '.join(FORMATS)} (.txt and .jsonl also {', '.join(COMPRESSIONS)})"
 
 
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
 def _open_input(path: Path, layout: Layout) -> Input:
     state = path.stat()
     return Input(
@@ -262,7 +259,7 @@ def _take_text(row: object, name: str, number: int, key: str) -> Entry:
 
 
 def _not_utf8(error: UnicodeDecodeError) -> str:
-    return f"not UTF-8 (byte {error.object[error.start]:#04x}); convert it, as with iconv"
+    return f"not UTF-8 (byte {error.object[error.start]:#04x}; iconv can convert it)"
 
 
 def _split_text(file: BinaryIO, name: str, separator: bytes) -> Iterator[Entry]:

@@ -11,6 +11,7 @@ A *split* ("train", "held-out") is one stream of tokens: its shards in order.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Sequence
@@ -24,8 +25,10 @@ from numpy.typing import NDArray
 from lathe import codec
 from lathe.errors import DataError
 
-MANIFEST, TOKENIZER = "dataset.json", "tokenizer.json"
+MANIFEST, TOKENIZER, JOURNAL = "dataset.json", "tokenizer.json", "build.json"
 SPLITS = ("train", "held-out")
+BEGINNINGS = (JOURNAL, f".{JOURNAL}", "train-", ".train-")
+"""How names begin in a folder that a build was writing."""
 SHARD_TOKENS = 2**26
 HELD_OUT = 0.005
 """What a shard holds, and the share of documents held out, where nothing else is asked."""
@@ -51,10 +54,11 @@ class Shard:
 class Manifest:
     """Say what a dataset holds and where it comes from.
 
-    `end_of_text` is the id after every document, None where foreign tokens have none. `tokenizer_sha256` is that of
-    tokenizer.json's bytes, None where the tokenizer is not known. `text_bytes` are UTF-8's, 0 where the text is not
-    known. `bad_lines` counts inputs' lines that were skipped, by file; `empty_documents` those without text. `request`
-    identifies what was asked of the build, None where the dataset was made in another way.
+    `end_of_text` is the id that ends a document, None where foreign tokens have none; their rows and files may end a
+    document without it. `tokenizer_sha256` is that of tokenizer.json's bytes, None where the tokenizer is not known.
+    `text_bytes` are UTF-8's, 0 where the text is not known. `bad_lines` counts the lines that were skipped, by file;
+    `empty_documents` those without text. `request` identifies what was asked of the build, None where the dataset was
+    made in another way.
     """
 
     vocab_size: int
@@ -88,7 +92,7 @@ def dtype_of(vocab_size: int) -> str:
 
 
 class Dataset:
-    """Read a dataset: nothing is loaded but the index; tokens come from the page cache.
+    """Open a dataset: nothing but its manifest is loaded, and no file stays open.
 
     Raises DataError for a folder that is no dataset, or whose files are not those of its manifest by size.
     """
@@ -97,7 +101,8 @@ class Dataset:
         self.folder = Path(folder)
         path = self.folder / MANIFEST
         if not path.is_file():
-            unfinished = " (a build that was not finished: run it again)" if self.folder.is_dir() else ""
+            left = any(path.name.startswith(BEGINNINGS) for path in self.folder.glob("*"))
+            unfinished = " (a build that was not finished: run it again)" if left else ""
             raise DataError(f"{self.folder} is no dataset: it has no {MANIFEST}{unfinished}")
         self.manifest = codec.load(Manifest, path, kind="dataset")
         for shard in self.manifest.shards:
@@ -119,16 +124,14 @@ class Dataset:
 
 
 class Split:
-    """One stream of tokens over several shards.
+    """One stream of tokens over several shards, read where it is asked for.
 
-    `starts_s` holds where each shard begins in the stream, with the total at the end; `ends_n` where each document ends
-    in the stream.
+    `starts_s` holds where each shard begins in the stream, with the total at the end.
     """
 
     def __init__(self, dataset: Dataset, name: str, shards: Sequence[Shard]) -> None:
         self.dataset, self.name, self.shards = dataset, name, tuple(shards)
         self.starts_s = np.concatenate([[0], np.cumsum([s.tokens for s in shards], dtype=np.int64)]).astype(np.int64)
-        self._maps: list[NDArray[np.unsignedinteger]] = [self._open(s) for s in shards]
 
     @property
     def tokens(self) -> int:
@@ -137,52 +140,37 @@ class Split:
 
     @cached_property
     def index_nc(self) -> NDArray[np.uint64]:
-        """Give every document's end in the stream and its text's bytes, one row each."""
+        """Load every document's end in the stream and its text's bytes, one row each: 16 bytes a document in memory.
+
+        `read_index` reads one shard's.
+        """
         parts = [
-            np.fromfile(self.dataset.folder / f"{s.name}.idx", dtype="<u8").reshape(-1, INDEX_COLUMNS)
-            + np.array([start, 0], dtype=np.uint64)
-            for s, start in zip(self.shards, self.starts_s, strict=False)
+            read_index(self.dataset.folder, shard) + np.array([start, 0], dtype=np.uint64)
+            for shard, start in zip(self.shards, self.starts_s, strict=False)
         ]
         return np.concatenate(parts) if parts else np.zeros((0, INDEX_COLUMNS), dtype=np.uint64)
 
     def read(self, start: int, count: int) -> NDArray[np.unsignedinteger]:
-        """Read tokens of the stream, across shards where need be. Raises DataError beyond its end."""
+        """Read tokens of the stream into memory, across shards where need be. Raises DataError beyond its end."""
         if start < 0 or count < 0 or start + count > self.tokens:
             raise DataError(f"tokens {start} to {start + count} of a split that has {self.tokens}")
+        dtype = np.dtype(self.dataset.manifest.dtype).newbyteorder("<")
+        tokens_n, filled = np.empty(count, dtype=dtype), 0
         at = int(np.searchsorted(self.starts_s, start, side="right")) - 1
-        parts = []
-        while count > 0:
-            within = start - int(self.starts_s[at])
-            part = self._maps[at][within : within + count]
-            parts.append(part)
-            start, count, at = start + len(part), count - len(part), at + 1
-        return parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else self._empty()
-
-    def _open(self, shard: Shard) -> NDArray[np.unsignedinteger]:
-        path, dtype = self.dataset.folder / f"{shard.name}.bin", np.dtype(self.dataset.manifest.dtype)
-        return np.memmap(path, dtype=dtype, mode="r") if shard.tokens else self._empty()
-
-    def _empty(self) -> NDArray[np.unsignedinteger]:
-        return np.zeros(0, dtype=self.dataset.manifest.dtype)
+        while filled < count:
+            path, within = self.dataset.folder / f"{self.shards[at].name}.bin", start + filled - int(self.starts_s[at])
+            wanted = min(count - filled, self.shards[at].tokens - within)
+            part = np.fromfile(path, dtype=dtype, count=wanted, offset=within * dtype.itemsize)
+            if len(part) < wanted:
+                raise DataError(f"{path} was cut short while it was in use; copy the dataset again")
+            tokens_n[filled : filled + wanted] = part
+            filled, at = filled + wanted, at + 1
+        return tokens_n
 
 
-def write_shard(
-    folder: str | Path,
-    name: str,
-    *,
-    split: str,
-    tokens: NDArray[np.unsignedinteger],
-    index_nc: NDArray[np.uint64],
-    sources: Sequence[str],
-) -> Shard:
-    """Write one shard's two files, each whole or not at all. Raises DataError when the disk is full or read-only."""
-    sums = []
-    for suffix, values in ((".bin", tokens), (".idx", index_nc.astype("<u8"))):
-        sums.append(write_whole(Path(folder) / f"{name}{suffix}", np.ascontiguousarray(values).tobytes()))
-    return Shard(
-        name=name, split=split, tokens=len(tokens), documents=len(index_nc), text_bytes=int(index_nc[:, 1].sum()),
-        sources=tuple(sources), sha256=sums[0], index_sha256=sums[1],
-    )  # fmt: skip
+def read_index(folder: Path, shard: Shard) -> NDArray[np.uint64]:
+    """Read where a shard's documents end in it, and their texts' bytes, one row each."""
+    return np.fromfile(folder / f"{shard.name}.idx", dtype="<u8").reshape(-1, INDEX_COLUMNS)
 
 
 def write_whole(path: Path, content: bytes) -> str:
@@ -202,9 +190,14 @@ def write_whole(path: Path, content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Reasons that are a matter of space."""
+
+
 def cannot_write(path: Path, error: OSError) -> DataError:
     """Make the error of a file or folder that cannot be written."""
-    return DataError(f"{path}: cannot be written: {error.strerror}; free some space or choose another --out")
+    remedy = "free some space or write elsewhere" if error.errno in FULL else "name a place that you can write to"
+    return DataError(f"{path}: cannot be written: {error.strerror}; {remedy}")
 
 
 def file_sha256(path: Path) -> str:

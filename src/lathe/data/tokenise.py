@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lathe.data.readers import LINE_START, LONGEST_CHARS, BadLine, Entry, find_cut
 from lathe.data.store import TOKENIZER, dtype_of
+from lathe.data.writer import Tokens
 from lathe.errors import DataError, MissingExtraError
 
 try:
@@ -44,6 +44,7 @@ PIECE_CHARS = 2**14
 BATCH_PIECES = 2**12
 HASHED_CHARS = LONGEST_CHARS // 2
 """A document's split hangs on so much of its beginning, which even one that comes in parts holds in its first."""
+TOKENIZERS = "give a tokenizer.json, the id of a Hugging Face repository, or train one: lathe data tokenizer"
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 T = TypeVar("T")
@@ -64,17 +65,6 @@ class Encoder:
     def dtype(self) -> np.dtype[np.unsignedinteger]:
         """Give the type that ids are stored as."""
         return np.dtype(dtype_of(self.vocab_size))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tokens:
-    """Hold a document's ids (without its end), or those of a part of one, and what else is stored of it."""
-
-    ids: NDArray[np.unsignedinteger]
-    source: str
-    text_bytes: int
-    held_out: bool
-    continues: bool
 
 
 def open_encoder(name: str | Path, *, end_of_text: str | int | None = None) -> Encoder:
@@ -241,7 +231,7 @@ def _read_tokenizer(name: str | Path) -> bytes:
         if path.is_file():
             return path.read_bytes()
         if path.suffix == ".json" or Path(name).is_dir() or not HUB_ID.fullmatch(str(name)):
-            raise DataError(f"there is no tokenizer {path}; give a tokenizer.json, or a Hugging Face repository's id")
+            raise DataError(f"there is no tokenizer {path}; {TOKENIZERS}")
         from huggingface_hub import hf_hub_download  # tokenizers brings it
 
         return Path(hf_hub_download(str(name), TOKENIZER)).read_bytes()
@@ -249,7 +239,7 @@ def _read_tokenizer(name: str | Path) -> bytes:
         raise
     except Exception as error:  # the network's and the hub's errors have no common type
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"the tokenizer {name} cannot be read: {reason}") from None
+        raise DataError(f"the tokenizer {name} cannot be read: {reason}; {TOKENIZERS}") from None
 
 
 def _find_end(tokenizer: Tokenizer, vocab_size: int, given: str | int | None, name: str | Path) -> int:
@@ -270,9 +260,12 @@ def _can_cut(tokenizer: Tokenizer) -> bool:
     """Tell whether a byte-level tokenizer encodes lines one by one as it does together, by trying many pairs."""
     if '"ByteLevel"' not in json.dumps(json.loads(tokenizer.to_str())["pre_tokenizer"]):
         return False
-    befores = [end + "\n" for end in ("word", "word ", "Word.", ". ", "12", "don't", "(a)", "é", "};", "“", "日本", "<|", "\\")]
-    afters = ["word", " word", " =", " 12", "Word", "12", "'s", "'re it", ".", "(", "é", "日本", "|>", "\\n", "_", "\u0301"]
-    pairs = [(a, b) for a, b in product(befores, afters) if LINE_START.match(a + b, len(a))]
+    ends = ("word", "word ", "Word.", ". ", "12", "don't", "(a)", "é", "};", "“", "日本", "<|", "\\")
+    starts = (
+        "word", " word", " =", " 12", "Word", "12", "'s", "'re it", ".", "(", "é", "日本", "|>", "\\n", "_", "\u0301",
+    )  # fmt: skip
+    lines = ((f"{end}\n", start) for end, start in product(ends, starts))
+    pairs = [(a, b) for a, b in lines if LINE_START.match(a + b, len(a))]
 
     def encode(texts: Iterable[str]) -> list[list[int]]:
         return [e.ids for e in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]

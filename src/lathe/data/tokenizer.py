@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 from lathe.data.readers import Document, Input, Layout, open_inputs
@@ -38,6 +39,8 @@ def train_tokenizer(
     out = Path(out)
     if not out.parent.is_dir():
         raise DataError(f"there is no folder {out.parent} to write {out.name} in; make it first")
+    if out.is_dir():
+        raise DataError(f"{out} is a folder; name the file to write, such as {out / 'tokenizer.json'}")
     layout = Layout(text_key=text_key, split_documents_on=split_documents_on)
     files = open_inputs(inputs, layout)
     tokenizer = Tokenizer(models.BPE())
@@ -47,7 +50,11 @@ def train_tokenizer(
         vocab_size=vocab_size, special_tokens=[END], initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )  # fmt: skip
-    tokenizer.train_from_iterator(_read_texts(files, progress), trainer=trainer)
+    texts = (text for text in _read_texts(files, progress) if text)
+    first = next(texts, None)
+    if first is None:
+        raise DataError("the inputs hold no text to train a tokenizer on")
+    tokenizer.train_from_iterator(chain([first], texts), trainer=trainer)
     write_whole(out, tokenizer.to_str(pretty=True).encode())
     return tokenizer
 

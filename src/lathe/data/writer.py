@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lathe.data.store import INDEX_COLUMNS, SPLITS, Shard, cannot_write
-from lathe.data.tokenise import Encoder, Tokens
+from lathe.data.store import INDEX_COLUMNS, SPLITS, Shard, cannot_write, dtype_of
 from lathe.errors import DataError
 
 BUFFER_TOKENS = 2**20
@@ -19,14 +19,26 @@ MOST_SOURCES = 100
 """A shard that more files went into names their folders."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """Hold a document's ids, or with `continues` those of a part of one, and what else is stored of it."""
+
+    ids: NDArray[np.integer]
+    source: str
+    text_bytes: int
+    held_out: bool
+    continues: bool = False
+
+
 class UnitWriter:
     """Write what one stretch of the documents makes: a shard of each split that gets any.
 
-    Raises DataError when the disk is full or cannot be written.
+    `end_of_text` is put after each document, None where the ids have it already or need none. Raises DataError when the
+    disk is full or cannot be written.
     """
 
-    def __init__(self, folder: Path, number: int, encoder: Encoder) -> None:
-        self.folder, self.number, self.encoder = folder, number, encoder
+    def __init__(self, folder: Path, number: int, *, vocab_size: int, end_of_text: int | None) -> None:
+        self.folder, self.number, self.vocab_size, self.end_of_text = folder, number, vocab_size, end_of_text
         self._writers: dict[str, ShardWriter] = {}
 
     @property
@@ -41,7 +53,9 @@ class UnitWriter:
             if not len(tokens.ids) and not tokens.continues:
                 return False
             name = f"{split}-{self.number:05}"
-            self._writers[split] = ShardWriter(self.folder, name, split=split, encoder=self.encoder)
+            self._writers[split] = ShardWriter(
+                self.folder, name, split=split, vocab_size=self.vocab_size, end_of_text=self.end_of_text
+            )
         return self._writers[split].add(tokens)
 
     def finish(self) -> list[Shard]:
@@ -57,15 +71,18 @@ class UnitWriter:
 class ShardWriter:
     """Write one shard, a document or a part of one at a time."""
 
-    def __init__(self, folder: Path, name: str, *, split: str, encoder: Encoder) -> None:
-        self.name, self.split, self.encoder = name, split, encoder
+    def __init__(
+        self, folder: Path, name: str, *, split: str, vocab_size: int, end_of_text: int | None
+    ) -> None:  # fmt: skip
+        self.name, self.split, self.vocab_size = name, split, vocab_size
         self.tokens = self.documents = self.text_bytes = 0
         self._begun = 0, 0  # where the document began: in tokens, and in bytes of text
-        self._ids: list[NDArray[np.unsignedinteger]] = []
+        self._ids: list[NDArray[np.integer]] = []
         self._buffered = 0
         self._rows_nc: list[tuple[int, int]] = []
         self._sources: dict[str, None] = {}
-        self._end = np.array([encoder.end_of_text], dtype=encoder.dtype)
+        self._dtype = np.dtype(dtype_of(vocab_size)).newbyteorder("<")
+        self._end = np.array([] if end_of_text is None else [end_of_text], dtype=self._dtype)
         self._bin, self._index = HashedFile(folder / f"{name}.bin"), HashedFile(folder / f"{name}.idx")
 
     def add(self, tokens: Tokens) -> bool:
@@ -99,7 +116,7 @@ class ShardWriter:
         self._bin.discard()
         self._index.discard()
 
-    def _append(self, ids: NDArray[np.unsignedinteger]) -> None:
+    def _append(self, ids: NDArray[np.integer]) -> None:
         self._ids.append(ids)
         self.tokens += len(ids)
         self._buffered += len(ids)
@@ -107,12 +124,12 @@ class ShardWriter:
     def _flush(self) -> None:
         if self._ids:
             ids = np.concatenate(self._ids)
-            if len(ids) and int(ids.max()) >= self.encoder.vocab_size:
+            if len(ids) and int(ids.max()) >= self.vocab_size:
                 raise DataError(
-                    f"the id {ids.max()} is beyond the tokenizer's vocabulary of {self.encoder.vocab_size}; "
+                    f"the id {ids.max()} is beyond the tokenizer's vocabulary of {self.vocab_size}; "
                     "mend its tokenizer.json"
                 )
-            self._bin.write(ids.astype(self.encoder.dtype.newbyteorder("<"), copy=False).data)
+            self._bin.write(ids.astype(self._dtype, copy=False).data)
         self._index.write(np.array(self._rows_nc, dtype="<u8").reshape(-1, INDEX_COLUMNS).data)
         self._ids, self._buffered, self._rows_nc = [], 0, []
 

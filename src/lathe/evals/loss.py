@@ -9,11 +9,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lathe.data.loader import IGNORED, evaluation_batches, evaluation_windows, to_torch
+from lathe.data.loader import IGNORED, Batch, evaluation_batches, evaluation_windows, to_torch
 from lathe.data.store import Split
 from lathe.errors import DataError
 
@@ -35,6 +36,7 @@ class HeldOut:
     sequences: int
 
 
+@torch.no_grad()
 def held_out_loss(
     losses: Losses,
     split: Split,
@@ -68,10 +70,13 @@ def held_out_loss(
         most_tokens=most_tokens, rank=rank, world=world,
     )  # fmt: skip
     sums = torch.zeros(6, dtype=torch.float64, device=device)
-    nothing = torch.zeros(0, seq_len, dtype=torch.int64)
+    nothing = Batch(
+        tokens_bt=np.zeros((0, seq_len), np.int64),
+        targets_bt=np.zeros((0, seq_len), np.int64),
+        documents_bt=np.zeros((0, seq_len), np.int32),
+    )
     for _ in range(-(-rows // (batch_sequences * world))):
-        batch = next(batches, None)
-        tokens_bt, targets_bt, documents_bt = (nothing,) * 3 if batch is None else to_torch(batch)
+        tokens_bt, targets_bt, documents_bt = to_torch(next(batches, nothing))
         tokens_bt, documents_bt = (_fill(x, batch_sequences, 0).to(device) for x in (tokens_bt, documents_bt))
         targets_bt = _fill(targets_bt, batch_sequences, IGNORED).to(device)
         losses_bt = losses(tokens_bt, targets_bt, documents_bt if mask_documents else None)
@@ -88,19 +93,20 @@ def _fill(x_bt: Tensor, rows: int, value: int) -> Tensor:
 
 
 def _sum_moments(losses_bt: Tensor, targets_bt: Tensor) -> Tensor:
-    """Sum, over sequences with targets: one, targets n, losses l, n², n·l and l²."""
-    n_b = (targets_bt >= 0).sum(dim=1, dtype=torch.float64)
-    l_b = losses_bt.sum(dim=1, dtype=torch.float64)
-    return torch.stack([n_b > 0, n_b, l_b, n_b * n_b, n_b * l_b, l_b * l_b]).sum(dim=1)
+    """Sum, over sequences with targets: one, targets x, losses y, x², x·y and y²."""
+    x_b = (targets_bt >= 0).sum(dim=1).double()
+    y_b = losses_bt.sum(dim=1, dtype=torch.float64)
+    return torch.stack([(x_b > 0).double(), x_b, y_b, x_b * x_b, x_b * y_b, y_b * y_b]).sum(dim=1)
 
 
 def _estimate(sums: Tensor) -> HeldOut:
     """Divide summed losses by summed targets, with the ratio estimator's standard error.
 
-    Cochran 1977, Sampling Techniques, equation 6.13, without the finite-population factor.
+    Cochran 1977, Sampling Techniques, chapter 6, without the finite-population factor.
     """
-    sequences, n, l, nn, nl, ll = sums.tolist()
-    loss = l / n if n else math.nan
-    squares = max(0.0, ll - 2 * loss * nl + loss * loss * nn) if math.isfinite(loss) else math.nan
-    se = math.sqrt(squares * sequences / (sequences - 1)) / n if sequences > 1 else None
-    return HeldOut(loss=loss, se=se, tokens=int(n), sequences=int(sequences))
+    sequences, x, y, xx, xy, yy = sums.tolist()
+    loss = y / x if x else math.nan
+    squares = yy - 2 * loss * xy + loss * loss * xx
+    squares = 0.0 if squares < 0 else squares  # of rounding; NaN stays
+    se = math.sqrt(squares * sequences / (sequences - 1)) / x if sequences > 1 else None
+    return HeldOut(loss=loss, se=se, tokens=int(x), sequences=int(sequences))

@@ -86,8 +86,8 @@ class Ema:
     def update(self, step: int) -> None:
         """Take in the weights after a step."""
         memory = min(self.memory, (1 + step) / (10 + step))
-        own = [p.detach() for p in self.module.parameters()]
-        torch._foreach_lerp_(list(self.weights.values()), own, 1 - memory)
+        for name, p in self.module.named_parameters():
+            self.weights[name].lerp_(p.detach(), 1 - memory)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

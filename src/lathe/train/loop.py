@@ -1,0 +1,318 @@
+"""Train a recipe: the loop, from top to bottom.
+
+    a step      learning rate ← schedule(step)        batch ← loader(step + batches left out)
+                gradients of the mean loss over the step's targets, clipped → optimisers → moving average
+                a line of metrics.jsonl; at intervals a checkpoint, held-out losses
+    the end     held-out losses, the weights, run.json, a row in the table of runs
+
+All that a step hangs on is the recipe and the state that checkpoints hold, so a run that was killed goes on as if it
+had not been. WSD branches begin from the trunk's checkpoint where their decay begins, and are the very runs that their
+recipes, the trunk's with fewer tokens, would give alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import ExitStack, closing, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lathe.errors import CheckpointError, Stopped, TrainingError
+from lathe.evals.loss import HeldOut, held_out_loss
+from lathe.recipe import Recipe
+from lathe.runs import Run
+from lathe.train.branches import branch_recipes
+from lathe.train.conditions import differences, record
+from lathe.train.engine import open_engine
+from lathe.train.execution import Execution
+from lathe.train.folder import clear, finished, hold_folder, prepare
+from lathe.train.optim import Ema, build_optimisers, set_lr
+from lathe.train.result import make_run, runs_table, write_result
+from lathe.train.schedule import decay_start
+from lathe.train.signals import Signals
+from lathe.train.snapshots import list_steps, prune
+from lathe.train.spikes import Spike
+from lathe.train.state import Saver, gather_tensors, load_latest, load_step
+from lathe.train.text import open_text, read_ahead
+from lathe.train.watch import Watch
+from lathe.train.weights import first_weights
+
+Report = Callable[[str], None]
+BRANCHES = "branches"
+
+
+def train(recipe: Recipe, execution: Execution, *, report: Report = print) -> Run:
+    """Train a recipe in a folder, or go on where it was stopped; a finished one is left as it is.
+
+    Branches are trained after it, each in a folder of its own. Raises:
+        RecipeError: what cannot be trained so.
+        DataError: data that are missing, too few, or of another vocabulary.
+        TrainingError: a loss that is no number or has diverged; the last good checkpoint stays.
+        Stopped: a signal asked to stop; the state is saved.
+        CheckpointError: files that cannot be read or written, or another process on the folder.
+    """
+    out, report = Path(execution.out), report if is_main() else lambda _: None
+    branches = {out / BRANCHES / str(one.tokens): one for one in branch_recipes(recipe, execution.branch_at)}
+    with hold_folder(out) if is_main() else nullcontext():
+        trunk = finished(out, recipe)
+        left = {folder: branch for folder, branch in branches.items() if finished(folder, branch) is None}
+        if trunk is not None and not left:
+            report(f"this recipe is trained already; its result is in {out}")
+            return trunk
+        with closing(Trainer(recipe, execution, report=report)) as trainer:
+            if trunk is None:
+                pinned = frozenset(decay_start(branch) for branch in left.values())
+                trunk = trainer.run(recipe, out, trunk=recipe.id if branches else None, pinned=pinned)
+            for folder, branch in left.items():
+                trainer.run(branch, folder, trunk=recipe.id, begin=(out, decay_start(branch)))
+        if is_main() and branches:
+            prune(out, recipe.steps, keep_last=execution.keep_last, keep_every=execution.keep_every)
+        return trunk
+
+
+def is_main() -> bool:
+    """Say whether this process is the one that writes what is written once."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+@dataclass(slots=True, kw_only=True)
+class Progress:
+    """Hold what a checkpoint keeps besides tensors: steps done, batches passed over, spikes seen, and what watches."""
+
+    step: int = 0
+    left_out: int = 0
+    spikes: int = 0
+    energy_j: float | None = None
+    meter: dict[str, Any] = field(default_factory=dict)
+    watch: dict[str, Any] = field(default_factory=dict)
+
+
+class Trainer:
+    """Hold what trains: engine, optimisers, moving average, data. Runs that differ in tokens alone may share it."""
+
+    def __init__(self, recipe: Recipe, execution: Execution, *, report: Report) -> None:
+        self.execution, self.report = execution, report
+        if execution.threads is not None:
+            torch.set_num_threads(execution.threads)
+        self.text = open_text(recipe)
+        self.engine = open_engine(recipe, execution, weights=first_weights(recipe))
+        self.optimisers = build_optimisers(self.engine.module, recipe)
+        self.ema = None if recipe.ema is None else Ema(self.engine.module, recipe.ema)
+        self.conditions = record(self.engine.mesh.device)
+
+    def close(self) -> None:
+        """End what runs beside."""
+        self.engine.close()
+
+    def run(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        *,
+        trunk: str | None = None,
+        begin: tuple[Path, int] | None = None,
+        pinned: frozenset[int] = frozenset(),
+    ) -> Run:
+        """Train to the recipe's end and write what comes out.
+
+        `trunk` is the id of the recipe that this one shares its stable phase with; `begin` names a run's folder and the
+        step of its checkpoint to begin from, where this one has none yet; `pinned` are steps whose checkpoints are made
+        and stay.
+        """
+        if is_main():
+            prepare(folder, recipe)
+            if self.execution.resume == "never":
+                clear(folder)
+        with ExitStack() as stack:
+            signals = stack.enter_context(Signals())
+            keep = {"keep_last": self.execution.keep_last, "keep_every": self.execution.keep_every, "pinned": pinned}
+            saver = stack.enter_context(closing(Saver(folder, report=self.report, **keep)))
+            progress = self._resume(recipe, folder, begin)
+            watch = stack.enter_context(
+                Watch(
+                    recipe, self.execution, folder, self.engine.mesh, name=name_run(recipe, self.execution),
+                    step=progress.step, meter=progress.meter, spikes=progress.watch,
+                    energy_j=progress.energy_j, report=self.report,
+                )
+            )  # fmt: skip
+            if progress.step in pinned:
+                self._save(saver, progress, watch)
+            while progress.step < recipe.steps:
+                self._steps(recipe, folder, progress, saver, watch, signals, pinned)
+            saver.wait()
+            return self._finish(recipe, folder, progress, watch, trunk)
+
+    def _steps(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        progress: Progress,
+        saver: Saver,
+        watch: Watch,
+        signals: Signals,
+        pinned: frozenset[int],
+    ) -> None:
+        """Train to the end, or up to where training goes back to a checkpoint."""
+        mesh, asked = self.engine.mesh, self.execution
+        start = progress.step + progress.left_out
+        steps = recipe.steps - progress.step + (asked.most_spikes if asked.on_spike == "skip" else 0)
+        with read_ahead(
+            self.text.loader, start=start, steps=steps, rank=mesh.data_rank, world=mesh.data_world
+        ) as ahead:
+            while progress.step < recipe.steps:
+                watch.begin()
+                batch = next(ahead)
+                watch.got_batch()
+                lr = set_lr(self.optimisers, recipe, progress.step)
+                loss, z, norm = self._gradients(recipe, batch)
+                spike = watch.spikes.judge(progress.step + 1, loss=loss, grad_norm=norm)
+                if spike is not None:
+                    self._pass_over(spike, folder, progress, saver, watch)
+                    if asked.on_spike == "rewind":
+                        self._rewind(recipe, folder, progress, saver, watch)
+                        return
+                    continue
+                self._update(progress.step)
+                progress.step += 1
+                watch.step(progress.step, loss=loss, z=z, grad_norm=norm, lr=lr, tokens=recipe.batch_tokens)
+                last = progress.step == recipe.steps
+                if last or progress.step in pinned or _due(progress.step, asked.save_every):
+                    self._save(saver, progress, watch)
+                if not last and _due(progress.step, asked.evaluate_every):
+                    watch.evaluated(progress.step, self.evaluate(recipe, asked.evaluate_tokens))
+                if self.engine.any_rank(signals.caught is not None) and not last:
+                    self._stop(recipe, folder, progress, saver, watch, signals)
+
+    def _gradients(self, recipe: Recipe, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[float, float, float]:
+        """Make the gradients of a batch's mean loss; gives that loss and z, per target, and the gradients' norm."""
+        assert recipe.data is not None
+        targets_bt = batch[1]
+        count = float(recipe.batch_tokens)
+        if not recipe.data.across_documents:
+            count = float(self.engine.reduce((targets_bt >= 0).sum().double()))
+        sums = self.engine.accumulate(*batch, count=count)
+        loss, z = (self.engine.reduce(torch.stack([sums.cross_entropy, sums.z]).double()) / count).tolist()
+        return loss, z, float(self.engine.clip(recipe.clip))
+
+    def _update(self, step: int) -> None:
+        for optimiser in self.optimisers:
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update(step)
+
+    def evaluate(self, recipe: Recipe, most_tokens: int | None) -> dict[str, HeldOut]:
+        """Measure the held-out loss of the weights, or of their moving average, on every validation set."""
+        assert recipe.data is not None
+        mesh, local = self.engine.mesh, max(1, recipe.batch_sequences // self.engine.mesh.data_world)
+        sequences = self.execution.evaluate_sequences or self.execution.micro_batch or local
+        with nullcontext() if self.ema is None else self.ema.applied():
+            return {
+                name: held_out_loss(
+                    self.engine.losses, split, seq_len=recipe.seq_len, batch_sequences=sequences,
+                    most_tokens=most_tokens, rank=mesh.data_rank, world=mesh.data_world, reduce=self.engine.reduce,
+                    across_documents=recipe.data.across_documents, mask_documents=recipe.data.mask_documents,
+                    device=mesh.device,
+                )
+                for name, split in self.text.validation.items()
+            }  # fmt: skip
+
+    def _finish(self, recipe: Recipe, folder: Path, progress: Progress, watch: Watch, trunk: str | None) -> Run:
+        losses = self.evaluate(recipe, None)
+        watch.evaluated(progress.step, losses)
+        if not all(torch.isfinite(torch.tensor(one.loss)) for one in losses.values()):
+            raise TrainingError(f"the held-out loss after step {progress.step} is no number: {losses}")
+        with nullcontext() if self.ema is None else self.ema.applied():
+            weights = self.engine.full_weights()
+        run = make_run(
+            recipe, name=name_run(recipe, self.execution), trunk=trunk, losses=losses, meter=watch.meter,
+            energy_j=watch.energy_j, conditions=self.conditions,
+        )  # fmt: skip
+        if is_main():
+            write_result(recipe, run, folder, weights=weights, text=self.text, table=runs_table(self.execution))
+        self.engine.barrier()
+        return run
+
+    def _tensors(self) -> dict[str, Any]:
+        return gather_tensors(self.engine.module, self.optimisers, None if self.ema is None else self.ema.weights)
+
+    def _save(self, saver: Saver, progress: Progress, watch: Watch) -> None:
+        watch.flush()
+        progress.meter, progress.watch, progress.energy_j = watch.meter.state(), watch.spikes.state(), watch.energy_j
+        saver.save(progress.step, self._tensors(), {"progress": asdict(progress), "conditions": self.conditions})
+
+    def _resume(self, recipe: Recipe, folder: Path, begin: tuple[Path, int] | None) -> Progress:
+        """Load the newest checkpoint, or the one to begin from."""
+        found = None if self.execution.resume == "never" else load_latest(folder, self._tensors(), report=self.report)
+        if found is not None:
+            step, extra = found
+            self.report(f"going on after step {step} of {recipe.steps}")
+        elif begin is not None:
+            extra = load_step(*begin, self._tensors())
+        elif self.execution.resume == "must":
+            raise CheckpointError(f"{folder} has no checkpoint to go on from; leave out resume=must to begin anew")
+        else:
+            return Progress()
+        for difference in differences(extra["conditions"], self.conditions):
+            self.report(f"warning: {difference}: the run may no longer be the same to the bit")
+        return Progress(**extra["progress"])
+
+    def _pass_over(self, spike: Spike, folder: Path, progress: Progress, saver: Saver, watch: Watch) -> None:
+        """Drop a step's gradients; raises TrainingError where training is to stop."""
+        for optimiser in self.optimisers:
+            optimiser.zero_grad(set_to_none=True)
+        batch = progress.step + progress.left_out
+        watch.event(progress.step, event="spike", reason=spike.reason, batch=batch)
+        progress.left_out, progress.spikes = progress.left_out + 1, progress.spikes + 1
+        if self.execution.on_spike != "stop" and progress.spikes <= self.execution.most_spikes:
+            self.report(f"{spike.reason}, on batch {batch}: left out")
+            return
+        saver.wait()
+        advice = "" if self.execution.on_spike != "stop" else "; or pass over such batches with on_spike=skip or rewind"
+        many = f", the {progress.spikes}th spike" if progress.spikes > 1 else ""
+        raise TrainingError(
+            f"{spike.reason}, on batch {batch} of seed {self.text.loader.seed}{many}; {_describe_saved(folder)}; "
+            f"lower lr, warm up for longer{advice}"
+        )
+
+    def _rewind(self, recipe: Recipe, folder: Path, progress: Progress, saver: Saver, watch: Watch) -> None:
+        """Go back to the last checkpoint, and leave out the batches since."""
+        saver.wait()
+        reached = progress.step + progress.left_out
+        found = load_latest(folder, self._tensors(), report=self.report)
+        if found is None:
+            raise TrainingError(f"there is no checkpoint in {folder} to go back to; give save_every")
+        before = Progress(**found[1]["progress"])
+        progress.step, progress.left_out = before.step, reached - before.step
+        watch.rewind(before.step, meter=before.meter, spikes=before.watch)
+        watch.event(before.step, event="rewind", left_out=progress.left_out)
+        self.report(f"back at step {before.step}; the batches since are left out")
+
+    def _stop(
+        self, recipe: Recipe, folder: Path, progress: Progress, saver: Saver, watch: Watch, signals: Signals
+    ) -> None:
+        self._save(saver, progress, watch)
+        saver.wait()
+        raise Stopped(
+            f"stopped by {signals.caught or 'a signal to another rank'} after step {progress.step} of {recipe.steps}; "
+            f"{_describe_saved(folder)}; the same command goes on"
+        )
+
+
+def name_run(recipe: Recipe, execution: Execution) -> str:
+    """Give the run's name, or one made of its shape and its recipe's id."""
+    return execution.name or f"{recipe.shape.d_model}x{recipe.shape.n_layers}-{recipe.id[:8]}"
+
+
+def _describe_saved(folder: Path) -> str:
+    steps = list_steps(folder)
+    return f"the state of step {steps[-1]} is kept in {folder}" if steps else "no state was saved yet"
+
+
+def _due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0

@@ -1,0 +1,66 @@
+"""Turn sequences into the loss that training lowers, in the precision that a recipe asks for.
+
+Axes in names: b batch, t time, n positions, d d_model, v vocabulary.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn import functional as F
+
+from lathe.model.decoder import Decoder
+from lathe.model.loss import CHUNK_BYTES, chunked_losses
+
+
+class Objective(nn.Module):
+    """Compute a decoder's losses, as one module that layouts can wrap.
+
+    `autocast` is the dtype that products are taken in, if not the weights'. A stage that is not a pipeline's `last`
+    gives hidden states in place of losses.
+    """
+
+    def __init__(
+        self, decoder: Decoder, *, z_weight: float, autocast: torch.device | None = None, last: bool = True
+    ) -> None:
+        super().__init__()
+        self.decoder, self.z_weight, self.autocast, self.last = decoder, z_weight, autocast, last
+
+    def forward(
+        self, tokens_bt: Tensor, targets_bt: Tensor, documents_bt: Tensor | None = None, each: bool = False
+    ) -> Tensor:
+        """Give [1, 3], the sums over the targets of total loss, cross-entropy and z; or every position's cross-entropy.
+
+        The latter, [b, t], is 0 where there is no target, and is not to be differentiated.
+        """
+        with self._precision():
+            x_btd = self.decoder.hidden(tokens_bt, documents_bt=documents_bt)
+            if not self.last:
+                return x_btd
+            weight_vd = self.decoder.output_weight
+            if isinstance(weight_vd, DTensor):
+                weight_vd = weight_vd.to_local()
+            x_nd, targets_n = x_btd.flatten(0, 1), targets_bt.flatten()
+            if each:
+                return _position_losses(x_nd, weight_vd, targets_n).view_as(targets_bt)
+            losses = chunked_losses(x_nd, weight_vd, targets_n, z_weight=self.z_weight)
+            sums = losses.total, losses.cross_entropy, losses.z
+            return torch.stack([one[None] for one in sums], dim=1)
+
+    def _precision(self) -> AbstractContextManager[object]:
+        if self.autocast is None:
+            return nullcontext()
+        return torch.autocast(self.autocast.type, torch.bfloat16)
+
+
+def _position_losses(x_nd: Tensor, weight_vd: Tensor, targets_n: Tensor) -> Tensor:
+    """Give each position's cross-entropy, [n] in fp32, a few positions' logits at a time."""
+    chunk = max(1, CHUNK_BYTES // (4 * weight_vd.shape[0]))
+    parts = [
+        F.cross_entropy(F.linear(x, weight_vd).float(), targets.clamp(min=-1), ignore_index=-1, reduction="none")
+        for x, targets in zip(x_nd.split(chunk), targets_n.split(chunk), strict=True)
+    ]
+    return torch.cat(parts)

@@ -1,0 +1,104 @@
+"""Add a run to a table of runs, `runs.jsonl`, that other trainings may be adding to at the same time."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from lathe.errors import RunsError
+from lathe.runs import Run
+
+IDENTITY = ("recipe_id", "seed", "tokens")
+"""Columns that tell one training from another."""
+
+
+def append_run(path: str | Path, run: Run) -> bool:
+    """Add a run's row to a table, made if need be; says whether it was new.
+
+    A row whose recipe, seed and tokens stand there already is not added. What a killed writer left of a row is taken
+    away. Raises RunsError if the table cannot be written; it is then as it was.
+    """
+    path, row = Path(path), run.to_row()
+    try:
+        with _hold(path) as descriptor:
+            text = _read_all(descriptor)
+            whole = text[: text.rfind(b"\n") + 1]
+            torn = text[len(whole) :]
+            if _parse(torn) is not None:  # whole, but for its end of line: a person's
+                whole, torn = text, b""
+            if any(_same(row, other) for other in map(_parse, whole.splitlines()) if other is not None):
+                return False
+            line = json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+            if whole and not whole.endswith(b"\n"):
+                line = b"\n" + line
+            _put(descriptor, len(whole), line, before=text)
+    except OSError as error:
+        raise RunsError(
+            f"{path}: the run {run.name!r} could not be added: {error.strerror}; its result is whole all the same: "
+            "train the recipe again, which only adds the row"
+        ) from None
+    return True
+
+
+def find_run(path: str | Path, recipe_id: str) -> dict[str, Any] | None:
+    """Find the row of a recipe in a table of runs; None if there is none. Raises RunsError."""
+    try:
+        text = Path(path).read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise RunsError(f"{path}: cannot be read: {error.strerror}") from None
+    rows = (row for row in map(_parse, text.splitlines()) if row is not None)
+    return next((row for row in rows if row.get("recipe_id") == recipe_id), None)
+
+
+@contextmanager
+def _hold(path: Path) -> Iterator[int]:
+    """Open a file for reading and writing, alone; waits for others. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        with suppress(ImportError, OSError):  # Windows, and file systems without locks
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _put(descriptor: int, place: int, line: bytes, *, before: bytes) -> None:
+    """Write a line at a place and cut off what stood behind, or leave the file as it was. Raises OSError."""
+    try:
+        os.ftruncate(descriptor, place)
+        if os.pwrite(descriptor, line, place) < len(line):
+            raise OSError(28, "No space left on device")
+        os.fsync(descriptor)
+    except OSError:
+        with suppress(OSError):
+            os.ftruncate(descriptor, place)
+            os.pwrite(descriptor, before[place:], place)
+        raise
+
+
+def _read_all(descriptor: int) -> bytes:
+    with os.fdopen(os.dup(descriptor), "rb") as file:
+        file.seek(0)
+        return file.read()
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """Read a row; None for what is none, which is left to those who read the table."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _same(row: dict[str, Any], other: dict[str, Any]) -> bool:
+    return row.get("recipe_id") is not None and all(row.get(key) == other.get(key) for key in IDENTITY)
