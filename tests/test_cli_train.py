@@ -238,7 +238,7 @@ def test_average(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
         (Path("run"), Path("mean"), {"last": 2, "steps": None}),
         (Path("run"), Path("mean"), {"last": None, "steps": (40, 60)}),
     ]
-    assert capsys.readouterr().out.splitlines()[:2] == ["averaged: the weights after steps 40, 60", "checkpoint: mean"]
+    assert capsys.readouterr().out.splitlines()[:2] == ["averaged: weights after step 40, 60", "checkpoint: mean"]
 
 
 def test_every_field_of_the_words_is_a_setting() -> None:

@@ -204,7 +204,7 @@ def average(run: Positional[Path], out: Path, last: int | None = None, steps: tu
     from lathe.train.average import average_checkpoints
 
     averaged = average_checkpoints(run, out, last=last, steps=steps or None)
-    print(f"averaged: the weights after steps {', '.join(map(str, averaged))}")
+    print(f"averaged: weights after step {', '.join(map(str, averaged))}")
     print(f"checkpoint: {out}")
 
 

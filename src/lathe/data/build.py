@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Literal
@@ -109,8 +110,8 @@ def _write_units(
     """Write unit after unit; give the journal after each."""
     state = _State(journal, on_bad_line, report)
     meter = _Meter(inputs, journal, progress)
-    about = {"vocab_size": encoder.vocab_size, "end_of_text": encoder.end_of_text}
-    unit = UnitWriter(folder, journal.units, **about)
+    begin = partial(UnitWriter, folder, vocab_size=encoder.vocab_size, end_of_text=encoder.end_of_text)
+    unit = begin(journal.units)
     placed = _read_from(inputs, journal.file, journal.documents)
     try:
         with closing(tokenise(placed, encoder, held_out=journal.request.held_out)) as found:
@@ -125,7 +126,7 @@ def _write_units(
                 state.pass_document(number, empty=not kept)
                 if unit.tokens >= journal.request.shard_tokens:
                     yield state.close(unit.finish())
-                    unit = UnitWriter(folder, unit.number + 1, **about)
+                    unit = begin(unit.number + 1)
         yield state.close(unit.finish())
     finally:
         unit.discard()

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 
@@ -247,7 +248,8 @@ def _write_units(
     validation: frozenset[Path],
 ) -> Iterator[Shard]:
     """Write the documents as a build does: a shard of each split, and the next ones when they are full."""
-    unit = UnitWriter(folder, 0, vocab_size=vocabulary.size, end_of_text=None)
+    begin = partial(UnitWriter, folder, vocab_size=vocabulary.size, end_of_text=None)
+    unit = begin(0)
     try:
         for ids, file in documents:
             text_bytes = 0 if vocabulary.bytes_v is None else int(vocabulary.bytes_v[ids].sum())
@@ -255,7 +257,7 @@ def _write_units(
             unit.add(Tokens(ids=ids, source=file.as_posix(), text_bytes=text_bytes, held_out=held))
             if unit.tokens >= shard_tokens:
                 yield from unit.finish()
-                unit = UnitWriter(folder, unit.number + 1, vocab_size=vocabulary.size, end_of_text=None)
+                unit = begin(unit.number + 1)
         yield from unit.finish()
     finally:
         unit.discard()

@@ -71,9 +71,7 @@ class UnitWriter:
 class ShardWriter:
     """Write one shard, a document or a part of one at a time."""
 
-    def __init__(
-        self, folder: Path, name: str, *, split: str, vocab_size: int, end_of_text: int | None
-    ) -> None:  # fmt: skip
+    def __init__(self, folder: Path, name: str, *, split: str, vocab_size: int, end_of_text: int | None) -> None:
         self.name, self.split, self.vocab_size = name, split, vocab_size
         self.tokens = self.documents = self.text_bytes = 0
         self._begun = 0, 0  # where the document began: in tokens, and in bytes of text

@@ -23,7 +23,7 @@ STOPPED = 75
 FINE = (0, STOPPED)
 GRACE_S = 5.0
 """How long processes may take to end by themselves after one has failed."""
-POLL_S = 0.05
+POLL_S = 0.02
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 TRACEBACK = "Traceback (most recent call last)"
 
@@ -91,7 +91,7 @@ def _pass_on(processes: Sequence[subprocess.Popen]) -> Iterator[None]:
 def _wait(processes: Sequence[subprocess.Popen]) -> int | None:
     """Wait until all have ended, killing the rest after a failure; gives the rank that failed first."""
     failed, deadline = None, float("inf")
-    while any(process.poll() is None for process in processes):
+    while None in [process.poll() for process in processes]:
         if failed is None and (failed := _first_failed(processes)) is not None:
             deadline = time.monotonic() + GRACE_S
         if time.monotonic() > deadline:
@@ -101,8 +101,9 @@ def _wait(processes: Sequence[subprocess.Popen]) -> int | None:
 
 
 def _first_failed(processes: Sequence[subprocess.Popen]) -> int | None:
-    ended = [(rank, process.returncode) for rank, process in enumerate(processes)]
-    return next((rank for rank, code in ended if code is not None and code not in FINE), None)
+    """Find a rank that failed; of several at once rank 0 comes last, whose error is on the terminal anyhow."""
+    failed = [rank for rank, one in enumerate(processes) if one.returncode is not None and one.returncode not in FINE]
+    return min(failed, key=lambda rank: (rank == 0, rank), default=None)
 
 
 def _kill(processes: Sequence[subprocess.Popen]) -> None:

@@ -13,6 +13,7 @@ recipes, the trunk's with fewer tokens, would give alone.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -31,6 +32,7 @@ from lathe.train.conditions import differences, record
 from lathe.train.engine import open_engine
 from lathe.train.execution import Execution
 from lathe.train.folder import clear, finished, hold_folder, prepare
+from lathe.train.meter import METRICS
 from lathe.train.optim import Ema, build_optimisers, set_lr
 from lathe.train.result import make_run, runs_table, write_result
 from lathe.train.schedule import decay_start
@@ -254,6 +256,8 @@ class Trainer:
             self.report(f"going on after step {step} of {recipe.steps}")
         elif begin is not None:
             extra = load_step(*begin, self._tensors())
+            if is_main():
+                shutil.copyfile(begin[0] / METRICS, folder / METRICS)
         elif self.execution.resume == "must":
             raise CheckpointError(f"{folder} has no checkpoint to go on from; leave out resume=must to begin anew")
         else:
