@@ -103,6 +103,9 @@ EXTRAS = {
     "datatrove": "data",
     "pyarrow": "data",
     "zstandard": "data",
+    "tensorboard": "track",
+    "wandb": "track",
+    "trackio": "track",
 }
 """Which extra brings a package."""
 

@@ -33,6 +33,7 @@ def mixture_of(weights: list[float]) -> Mixture:
 
 
 class TestQuotas:
+    @settings(deadline=None)
     @given(weights=WEIGHTS.filter(any), blocks=st.integers(0, 10**7))
     def test_shares_after_any_block(self, weights: list[float], blocks: int) -> None:
         """Within .1 % of a block's samples after every block, and never further off than a few samples."""
@@ -46,6 +47,7 @@ class TestQuotas:
             assert max(off) <= 2 + 1e-12 * count
             assert max(off) / count < 1e-3
 
+    @settings(deadline=None)
     @given(shares=st.lists(st.integers(1, 1000), min_size=1, max_size=20), count=st.integers(0, 10**15))
     def test_no_source_ever_gives_back(self, shares: list[int], count: int) -> None:
         more = [
@@ -78,7 +80,7 @@ class TestQuotas:
         assert 0.4 < np.mean(sources == other) < 0.6
         assert 0.4 < np.mean(sources == later) < 0.6
 
-    @settings(max_examples=20)
+    @settings(max_examples=20, deadline=None)
     @given(shares=st.lists(st.integers(1, 50), min_size=1, max_size=6), seed=st.integers(0, 99), data=st.data())
     def test_each_source_gives_its_samples_in_their_order(
         self, shares: list[int], seed: int, data: st.DataObject

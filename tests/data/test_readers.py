@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 from corpus import make_texts, write_jsonl
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lathe.data import readers
@@ -112,6 +112,7 @@ class TestParts:
         with pytest.raises(DataError, match=r"a.txt, line 51: not UTF-8 \(byte 0xff"):
             read(tmp_path / "a.txt")
 
+    @settings(deadline=None)
     @given(text=st.text(alphabet="ab \n\u00a0", max_size=200), chars=st.integers(1, 64))
     def test_cuts_are_at_line_starts_or_far(self, text: str, chars: int) -> None:
         at = find_cut(text, chars)

@@ -83,7 +83,7 @@ def test_what_cannot_be_averaged_says_why(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="would replace the run's own weights"):
         average_checkpoints(run, run)
     (step_folder(run, 1) / "__0_0.distcp").unlink()
-    with pytest.raises(CheckpointError, match="__0_0.distcp is missing"):
+    with pytest.raises(CheckpointError, match=r"__0_0\.distcp is missing"):
         average_checkpoints(run, out)
     assert not out.exists()
     assert average_checkpoints(run, out, last=1) == [2]

@@ -103,7 +103,10 @@ def test_a_finished_recipe_is_found(tmp_path: Path) -> None:
 
 def test_the_same_data_elsewhere_are_the_same_recipe(tmp_path: Path) -> None:
     prepare(tmp_path, replace(RECIPE_A, data=Data(train="here", content="abc")))
-    prepare(tmp_path, replace(RECIPE_A, data=Data(train="there", content="abc")))
+    there = replace(RECIPE_A, data=Data(train="there", content="abc"))
+    prepare(tmp_path, there)
+    with pytest.raises(CheckpointError, match=r"another recipe: lr is 0\.001 there and 0\.1 here; choose"):
+        prepare(tmp_path, replace(there, lr=0.1))
 
 
 @pytest.mark.parametrize(

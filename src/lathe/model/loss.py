@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-CHUNK_BYTES = 64 * 2**20
-"""What one chunk's fp32 logits may take: enough for full-speed matrix products."""
+CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 512 * 2**20}
+"""What one chunk's fp32 logits may take: enough for full-speed matrix products, and few sums of the head's gradient."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ def chunked_losses(
 ) -> Losses:
     """Sum the losses of predicting targets from hidden states; targets below zero are left out.
 
-    `chunk` is how many positions' logits stand at once, as many as fit in 64 MiB if not given. The softmax and the
+    `chunk` is how many positions' logits stand at once, as many as fit in CHUNK_BYTES if not given. The softmax and the
     sums are fp32 whatever the dtype of states and weights. `z_weight` is z-loss's, 1e-4 in OpenLM.
     """
     x_nd, weight_vd = _autocast(x_nd, weight_vd)
@@ -57,8 +57,9 @@ def position_losses(x_nd: Tensor, weight_vd: Tensor, targets_n: Tensor, *, chunk
     chunk = chunk or _fit_chunk(weight_vd)
     losses_n = torch.zeros(x_nd.shape[0], dtype=torch.float32, device=x_nd.device)
     for at in range(0, x_nd.shape[0], chunk):
-        logits = F.linear(x_nd[at : at + chunk], weight_vd).float()
-        losses_n[at : at + chunk] = _cross_entropy(logits, targets_n[at : at + chunk])[0]
+        logits = F.linear(x_nd[at : at + chunk], weight_vd)
+        log_probs = logits.log_softmax(dim=1, dtype=torch.float32)
+        losses_n[at : at + chunk] = _read_off(logits, log_probs, targets_n[at : at + chunk])[0]
     return losses_n
 
 
@@ -70,15 +71,20 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors)
 
 
+def count_chunk(vocab_size: int, device: str) -> int:
+    """Count the positions whose logits stand at once, where it is not said how many; `device` is torch's type."""
+    return max(1, CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]) // (4 * vocab_size))
+
+
 def _fit_chunk(weight_vd: Tensor) -> int:
-    return max(1, CHUNK_BYTES // (4 * weight_vd.shape[0]))
+    return count_chunk(weight_vd.shape[0], weight_vd.device.type)
 
 
-def _cross_entropy(logits_nv: Tensor, targets_n: Tensor) -> tuple[Tensor, Tensor]:
+def _read_off(logits_nv: Tensor, log_probs_nv: Tensor, targets_n: Tensor) -> tuple[Tensor, Tensor]:
     """Give each position's cross-entropy, 0 without a target, and its log-partition."""
-    partition_n = logits_nv.logsumexp(dim=1)
-    picked_n = logits_nv.gather(1, targets_n.clamp(min=0)[:, None])[:, 0]
-    return (partition_n - picked_n) * (targets_n >= 0), partition_n
+    picked_n1 = targets_n.clamp(min=0)[:, None]
+    picked_n = log_probs_nv.gather(1, picked_n1)[:, 0]
+    return -picked_n * (targets_n >= 0), logits_nv.gather(1, picked_n1)[:, 0].float() - picked_n
 
 
 class _ChunkedLosses(torch.autograd.Function):
@@ -92,38 +98,47 @@ class _ChunkedLosses(torch.autograd.Function):
         cross_entropy = torch.zeros((), dtype=torch.float32, device=x_nd.device)
         z = torch.zeros_like(cross_entropy)
         grad_x_nd = torch.empty_like(x_nd) if learns_x else None
-        grad_weight_vd = torch.zeros_like(weight_vd, dtype=torch.float32) if learns_weight else None
+        grad_weight_vd: Tensor | None = None
         for at in range(0, x_nd.shape[0], chunk):
             part, targets = x_nd[at : at + chunk], targets_n[at : at + chunk]
-            kept = targets >= 0
-            logits = F.linear(part, weight_vd).float()
-            losses, partition = _cross_entropy(logits, targets)
+            kept_n1 = (targets >= 0)[:, None]
+            logits = F.linear(part, weight_vd)
+            log_probs = logits.log_softmax(dim=1, dtype=torch.float32)
+            losses, partition = _read_off(logits, log_probs, targets)
+            del logits
             cross_entropy += losses.sum()
-            z += (partition.square() * kept).sum()
+            z += (partition.square() * kept_n1[:, 0]).sum()
             if not (learns_x or learns_weight):
                 continue
-            # d total / d logits = softmax · (1 + 2 · z_weight · partition) - onehot
-            slope = (1 + 2 * z_weight * partition) * kept
-            logits.sub_(partition[:, None]).exp_().mul_(slope[:, None])
-            logits.scatter_add_(1, targets.clamp(min=0)[:, None], -kept[:, None].float())
-            grad_logits = logits.to(x_nd.dtype)
+            # d total / d logits = softmax · (1 + 2 · z_weight · partition) - onehot, where there is a target; to leave
+            # the others out, it is narrow hidden states that are masked, not the wide logits
+            probs = log_probs.exp_()
+            if z_weight:
+                probs.mul_((1 + 2 * z_weight * partition)[:, None])
+            probs.scatter_add_(1, targets.clamp(min=0)[:, None], torch.full_like(probs[:, :1], -1.0))
+            grad_logits = probs.to(x_nd.dtype)
             if grad_x_nd is not None:
-                torch.mm(grad_logits, weight_vd, out=grad_x_nd[at : at + chunk])
-            if grad_weight_vd is not None:
-                _add_product(grad_weight_vd, grad_logits, part)
-        ctx.save_for_backward(grad_x_nd, None if grad_weight_vd is None else grad_weight_vd.to(weight_vd.dtype))
+                torch.mm(grad_logits, weight_vd, out=grad_x_nd[at : at + chunk]).mul_(kept_n1)
+            if learns_weight:
+                grad_weight_vd = _add_product(grad_weight_vd, grad_logits, part * kept_n1)
+            del log_probs, probs, grad_logits
+        ctx.grads = grad_x_nd, None if grad_weight_vd is None else grad_weight_vd.to(weight_vd.dtype)
         ctx.mark_non_differentiable(cross_entropy, z)
         return cross_entropy + z_weight * z, cross_entropy, z
 
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        grads = [None if grad is None else grad * grad_total for grad in ctx.saved_tensors]
-        return (*grads, None, None, None)
+        # the gradients are scaled where they stand, so they serve once
+        grads, ctx.grads = ctx.grads, None
+        if grads is None:
+            raise RuntimeError("chunked_losses has gradients for one backward pass, and this is another")
+        return (*(None if grad is None else grad.mul_(grad_total) for grad in grads), None, None, None)
 
 
-def _add_product(sum_vd: Tensor, grad_nv: Tensor, x_nd: Tensor) -> None:
-    """Add grad_nvᵀ · x_nd to a sum in fp32."""
-    if grad_nv.dtype == sum_vd.dtype:
-        sum_vd.addmm_(grad_nv.T, x_nd)
-    else:
-        sum_vd += grad_nv.T @ x_nd
+def _add_product(sum_vd: Tensor | None, grad_nv: Tensor, x_nd: Tensor) -> Tensor:
+    """Add grad_nvᵀ · x_nd to a sum, in fp32 where there is one."""
+    if sum_vd is None:
+        return grad_nv.T @ x_nd
+    if sum_vd.dtype == torch.float32 == grad_nv.dtype:
+        return sum_vd.addmm_(grad_nv.T, x_nd)
+    return sum_vd.float().add_(grad_nv.T @ x_nd)

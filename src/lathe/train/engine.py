@@ -9,14 +9,13 @@ Axes in names: b batch, t time.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -24,11 +23,12 @@ from lathe.errors import RecipeError
 from lathe.model.checkpoint import check_dtype, empty_model
 from lathe.model.decoder import Decoder
 from lathe.recipe import Recipe
+from lathe.train.direct import Direct
 from lathe.train.execution import Execution
 from lathe.train.mesh import Mesh, count_share, open_mesh
 from lathe.train.objective import Objective
 from lathe.train.pipeline import Pipeline, keep_stage
-from lathe.train.tensor import slice_matrices
+from lathe.train.tensor import slice_matrices, sum_partial
 
 WEIGHT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "bf16-mixed": torch.float32}
 """What weights, gradients and optimiser states are kept in."""
@@ -75,16 +75,16 @@ class Engine:
             raise RecipeError(f"a step has {self._share} sequences a data rank, and {tokens_bt.shape[0]} were given")
         # DDP and FSDP average over data ranks; the loss is summed over them
         sums = self.layout.accumulate(*self._place(tokens_bt, targets_bt, documents_bt), self.mesh.data_world / count)
-        for p in self.module.parameters():
-            if isinstance(p.grad, DTensor) and isinstance(p, DTensor) and p.grad.placements != p.placements:
-                p.grad = p.grad.redistribute(placements=p.placements)  # sums what each slice of heads gave
+        if self.mesh.sizes["tp"] > 1:
+            sum_partial(self.module)
         return Sums(cross_entropy=sums[1], z=sums[2])
 
     @torch.no_grad()
     def losses(self, tokens_bt: Tensor, targets_bt: Tensor, documents_bt: Tensor | None = None) -> Tensor:
         """Give each position's cross-entropy, [b, t] in fp32: nats, 0 where the target is below zero.
 
-        All processes call it equally often, with equally many sequences. In a pipeline all but the last stage give zeros.
+        All processes call it equally often, with equally many sequences. In a pipeline only the last stage gives
+        losses, the others zeros.
         """
         self.module.eval()
         try:
@@ -123,17 +123,18 @@ class Engine:
                 groups, local = _local(p.grad)
                 kept.setdefault(groups, []).append(local)
         norm = self._norm(kept)
-        if max_norm is not None:
+        if max_norm is not None and not norm <= max_norm:  # a pass over all gradients saved
             share = (max_norm / (norm + 1e-6)).clamp(max=1.0)
             for grads in kept.values():
-                torch._foreach_mul_(grads, share.to(grads[0].device))
+                torch._foreach_mul_(grads, share.to(grads[0].device))  # pyright: ignore[reportPrivateImportUsage]
         return norm
 
     def _norm(self, kept: dict[tuple, list[Tensor]]) -> Tensor:
-        """Take one norm for all gradients that are cut alike, and combine them over the processes that hold the rest."""
+        """Take one norm for all gradients that are cut alike, and combine it with those of the other parts."""
         norms = []
         for groups, grads in kept.items():
-            norm = torch.stack(torch._foreach_norm(grads, 2, dtype=torch.float32)).norm()
+            each = torch._foreach_norm(grads, 2, dtype=torch.float32)  # pyright: ignore[reportPrivateImportUsage]
+            norm = torch.stack(each).norm()
             norms.append(_combine(norm, groups) if groups else norm)
         norm = norms[0] if len(norms) == 1 else torch.stack(norms).norm()
         if self.mesh.devices is None or self.mesh.sizes["pp"] == 1:
@@ -166,41 +167,6 @@ class Engine:
         self.mesh.close()
 
 
-class Direct:
-    """Carry micro-batches through weights that are all here, replicated by DDP, or gathered by FSDP when needed."""
-
-    def __init__(self, objective: Objective, wrapped: nn.Module, *, micro_batch: int) -> None:
-        self.objective, self.wrapped, self.micro_batch = objective, wrapped, micro_batch
-
-    def accumulate(self, tokens_bt: Tensor, targets_bt: Tensor, documents_bt: Tensor | None, scale: float) -> Tensor:
-        starts = range(0, tokens_bt.shape[0], self.micro_batch)
-        sums = torch.zeros(3, device=tokens_bt.device)
-        for at in starts:
-            rows = slice(at, at + self.micro_batch)
-            with self._talk(last=at == starts[-1]):
-                sums_13 = self.wrapped(
-                    tokens_bt[rows], targets_bt[rows], None if documents_bt is None else documents_bt[rows]
-                )
-                (sums_13[0, 0] * scale).backward()
-            sums += sums_13[0].detach()
-        return sums
-
-    def losses(self, tokens_bt: Tensor, targets_bt: Tensor, documents_bt: Tensor | None) -> Tensor:
-        losses_bt = self.objective(tokens_bt, targets_bt, documents_bt, True)
-        if isinstance(self.objective, FSDPModule):
-            self.objective.reshard()  # else module.parameters() would be whole ones, and stale after the next step
-        return losses_bt
-
-    def _talk(self, *, last: bool) -> AbstractContextManager[None]:
-        """Let gradients be exchanged in the last micro-batch's backward pass only."""
-        if isinstance(self.wrapped, DistributedDataParallel):
-            return nullcontext() if last else self.wrapped.no_sync()
-        if isinstance(self.wrapped, FSDPModule):
-            self.wrapped.set_requires_gradient_sync(last)
-            self.wrapped.set_is_last_backward(last)
-        return nullcontext()
-
-
 def open_engine(
     recipe: Recipe, execution: Execution, *, weights: Iterable[tuple[str, Tensor]], mesh: Mesh | None = None
 ) -> Engine:
@@ -220,42 +186,46 @@ def open_engine(
 def _open_engine(recipe: Recipe, execution: Execution, weights: Iterable[tuple[str, Tensor]], mesh: Mesh) -> Engine:
     share, micro_batch = count_share(recipe.batch_sequences, mesh, execution.micro_batch)
     check_dtype("bf16" if "bf16" in recipe.dtype else "fp32", mesh.device)
+    # FSDP keeps tensor-parallel weights' replicas alike too, which DDP does not know how to
     sharded = execution.offload or mesh.sizes["fsdp"] > 1 or (mesh.data_world > 1 and mesh.sizes["tp"] > 1)
-    with torch.device("meta"):
-        decoder = empty_model(recipe.shape).to(WEIGHT_DTYPES[recipe.dtype])
+    mixed = recipe.dtype == "bf16-mixed"
+    decoder = _cut(recipe, execution, mesh)
+    autocast = mesh.device if mixed and not sharded else None
+    objective = Objective(decoder, z_weight=recipe.z_loss, autocast=autocast, last=mesh.last_stage)
+    if sharded:
+        _shard(objective, mesh, mixed=mixed, offload=execution.offload)
+    _fill(decoder, weights, torch.device("cpu") if execution.offload else mesh.device)
+    wrapped = objective if sharded else _replicate(objective, mesh)
+    if mesh.sizes["pp"] == 1:
+        layout = Direct(objective, wrapped, micro_batch=micro_batch)
+    else:
+        layout = Pipeline(
+            objective, wrapped, mesh, schedule=execution.pipeline, micro_batches=share // micro_batch,
+            d_model=recipe.shape.d_model, dtype=torch.bfloat16 if mixed and sharded else WEIGHT_DTYPES[recipe.dtype],
+        )  # fmt: skip
+    masked = recipe.data is not None and recipe.data.mask_documents
+    return Engine(decoder, layout, mesh=mesh, share=share, mask_documents=masked)
+
+
+def _cut(recipe: Recipe, execution: Execution, mesh: Mesh) -> Decoder:
+    """Make this process's stage and slices of the decoder, without memory."""
+    decoder = empty_model(recipe.shape).to(WEIGHT_DTYPES[recipe.dtype])
     decoder.recompute_every = execution.recompute_every
     if mesh.sizes["pp"] > 1:
         keep_stage(decoder, mesh)
     if mesh.sizes["tp"] > 1:
         slice_matrices(decoder, mesh)
     if execution.compile:
-        for block in decoder.blocks:
-            block.compile()
-    mixed = recipe.dtype == "bf16-mixed"
-    objective = Objective(
-        decoder,
-        z_weight=recipe.z_loss,
-        autocast=mesh.device if mixed and not sharded else None,
-        last=mesh.last_stage,
-    )
-    if sharded:
-        _shard(objective, mesh, mixed=mixed, offload=execution.offload)
-    _fill(decoder, weights, torch.device("cpu") if execution.offload else mesh.device)
-    wrapped = objective
-    if mesh.data_world > 1 and not sharded:
-        assert mesh.devices is not None
-        group = mesh.devices["dp"].get_group()
-        wrapped = DistributedDataParallel(objective, process_group=group, gradient_as_bucket_view=True)
-    masked = recipe.data is not None and recipe.data.mask_documents
-    if mesh.sizes["pp"] > 1:
-        width = torch.bfloat16 if recipe.dtype == "bf16" or (mixed and sharded) else torch.float32
-        layout = Pipeline(
-            wrapped, objective, mesh, schedule=execution.pipeline, micro_batches=share // micro_batch,
-            d_model=recipe.shape.d_model, dtype=width,
-        )  # fmt: skip
-    else:
-        layout = Direct(objective, wrapped, micro_batch=micro_batch)
-    return Engine(decoder, layout, mesh=mesh, share=share, mask_documents=masked)
+        for block in set(decoder.visits):
+            decoder.blocks[block].compile()
+    return decoder
+
+
+def _replicate(objective: Objective, mesh: Mesh) -> nn.Module:
+    if mesh.data_world == 1:
+        return objective
+    assert mesh.devices is not None
+    return DistributedDataParallel(objective, process_group=mesh.devices.get_group("dp"), gradient_as_bucket_view=True)
 
 
 def _shard(objective: Objective, mesh: Mesh, *, mixed: bool, offload: bool) -> None:
@@ -266,9 +236,8 @@ def _shard(objective: Objective, mesh: Mesh, *, mixed: bool, offload: bool) -> N
     if mixed:
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     place = CPUOffloadPolicy(pin_memory=mesh.device.type == "cuda") if offload else OffloadPolicy()
-    for block in objective.decoder.blocks:
-        if any(True for _ in block.parameters()):
-            fully_shard(block, mesh=devices, mp_policy=policy, offload_policy=place)
+    for block in set(objective.decoder.visits):
+        fully_shard(objective.decoder.blocks[block], mesh=devices, mp_policy=policy, offload_policy=place)
     fully_shard(objective, mesh=devices, mp_policy=policy, offload_policy=place)
 
 

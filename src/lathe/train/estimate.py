@@ -89,9 +89,8 @@ class Estimate:
         if self.host:
             lines += [f"and in the host's memory: {format_bytes(sum(self.host.values()))}", *_list_parts(self.host)]
         lines += [f"on disk: {format_bytes(self.disk_bytes)}", *_list_parts(self.files)]
-        lines.append(
-            f"  {self.states_kept} trainer states of {format_bytes(self.state_bytes)}, and one while it is saved"
-        )
+        states = f"{self.states_kept} trainer state{'s' * (self.states_kept > 1)}"
+        lines.append(f"  {states} of {format_bytes(self.state_bytes)}, and room for one that is being saved")
         return "\n".join(lines)
 
     def _fits(self) -> str:

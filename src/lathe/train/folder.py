@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from lathe.train.snapshots import CHECKPOINTS
 RUN, LOCK = "run.json", ".lock"
 MADE = (RUN, METRICS, WEIGHTS, SHAPE, CHECKPOINTS)
 """What a training makes and `clear` takes away; the newest first, so that a clearing cut short is no finished run."""
+PLACES = ("data.train", "data.validation.", "init.checkpoint")
+"""Keys of a recipe that say where something lies."""
 STRAY = re.compile(r"\.(lock|part|nfs.*|DS_Store|.+\.json\..+)")
 """Names that make no folder somebody's: locks, and what killed processes and systems leave."""
 
@@ -92,7 +94,7 @@ def finished(out: str | Path, recipe: Recipe) -> Run | None:
         if others := [name for name in names if not STRAY.fullmatch(name)]:
             raise CheckpointError(f"{out} holds other files ({others[0]}) and no {RECIPE}; choose a new --out")
         return None
-    check_same(out, _read(Recipe, out / RECIPE, kind="recipe"), recipe)
+    _check_same(out, _read(Recipe, out / RECIPE, kind="recipe"), recipe)
     return _read(Run, out / RUN, kind="run") if RUN in names else None
 
 
@@ -118,7 +120,7 @@ def clear(out: str | Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def check_same(out: Path, found: Recipe, wanted: Recipe) -> None:
+def _check_same(out: Path, found: Recipe, wanted: Recipe) -> None:
     """Refuse a recipe that is not the folder's, naming what differs. Raises CheckpointError."""
     if found.id == wanted.id:
         return
@@ -126,11 +128,17 @@ def check_same(out: Path, found: Recipe, wanted: Recipe) -> None:
     differences = [
         f"{key} is {theirs.get(key)!r} there and {ours.get(key)!r} here"
         for key in sorted(ours.keys() | theirs.keys())
-        if ours.get(key) != theirs.get(key)
+        if ours.get(key) != theirs.get(key) and not (key.startswith(PLACES) and _has_content(ours, theirs, key))
     ]
     raise CheckpointError(
         f"{out} belongs to another recipe: {list_first(differences)}; choose another --out, or repeat that recipe"
     )
+
+
+def _has_content(ours: Mapping[str, Any], theirs: Mapping[str, Any], key: str) -> bool:
+    """Say whether data or weights are known by their content, so that their place means nothing."""
+    content = f"{key.partition('.')[0]}.content"
+    return ours.get(content) is not None and theirs.get(content) is not None
 
 
 def _leaves(document: Any, key: str = "") -> dict[str, Any]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
 
-from lathe.model.loss import CHUNK_BYTES
+from lathe.model.loss import count_chunk
 from lathe.recipe import Recipe
 from lathe.shape import MLP_MATRICES, Shape
 from lathe.train.execution import Execution
@@ -194,7 +194,7 @@ def _norm_bytes(shape: Shape, layout: Layout, widths: Widths) -> float:
 
 
 def _logits(recipe: Recipe, layout: Layout) -> float:
-    """Size one chunk's logits, the exponentials that their sum takes, and the chunk before, not yet let go."""
+    """Size one chunk's logits and their log-softmax."""
     tokens, vocab_size = layout.micro_batch * recipe.seq_len, recipe.shape.vocab_size
-    rows = max(1, CHUNK_BYTES // (4 * vocab_size))
-    return 4.0 * vocab_size * (2 * tokens if tokens <= rows else 3 * rows)
+    rows = count_chunk(vocab_size, "cuda" if layout.gpu else "cpu")
+    return 4.0 * vocab_size * 2 * min(tokens, rows)

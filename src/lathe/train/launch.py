@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import IO
@@ -44,9 +44,7 @@ def launch(command: Sequence[str], *, nproc: int) -> int:
             output = None if rank == 0 else outputs[rank - 1]
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             # a group of its own: the terminal's Ctrl-C shall reach it once, through this process
-            processes.append(
-                subprocess.Popen(command, env=shared | own, stdout=output, stderr=output, process_group=0)
-            )
+            processes.append(subprocess.Popen(command, env=shared | own, stdout=output, stderr=output, process_group=0))
         failed = _wait(processes)
         if failed is None:
             return STOPPED if any(process.returncode == STOPPED for process in processes) else 0
@@ -54,7 +52,7 @@ def launch(command: Sequence[str], *, nproc: int) -> int:
         return _exit_code(processes[failed].returncode)
 
 
-def _environment(nproc: int) -> Mapping[str, str]:
+def _environment(nproc: int) -> dict[str, str]:
     """Give the variables that all processes share: where they meet, and a fair part of the cores."""
     threads = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, _cores() // nproc))}
     count = str(nproc)

@@ -1,7 +1,8 @@
 """Lay processes out in a mesh: which of them hold replicas, shards, slices of matrices, stages of blocks.
 
-The axes stand in the order pp, dp, fsdp, tp, so that neighbours in rank are those that talk most. Processes are torchrun's:
-RANK, WORLD_SIZE and LOCAL_RANK say which this one is. A lone process needs none of that and no process group.
+The axes stand in the order pp, dp, fsdp, tp, so that neighbours in rank are those that talk most. Processes are
+torchrun's: RANK, WORLD_SIZE and LOCAL_RANK say which this one is. A lone process needs none of that and no process
+group.
 """
 
 from __future__ import annotations
@@ -80,10 +81,8 @@ def open_mesh(execution: Execution) -> Mesh:
     ready = dist.is_initialized()
     world = dist.get_world_size() if ready else int(os.environ.get("WORLD_SIZE", "1"))
     sizes = _count_axes(execution, world)
-    kind = torch.device(execution.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if world > 1 and kind.type == "cuda" and kind.index is None:
-        kind = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    device = check_device(kind)
+    kind = execution.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = check_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if kind == "cuda" else kind)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if world == 1 and not execution.offload:
@@ -102,8 +101,8 @@ def _count_axes(execution: Execution, world: int) -> dict[str, int]:
     if (asked := prod(sizes.values())) != world:
         given = ", ".join(f"{axis}={ranks}" for axis, ranks in (execution.mesh or {}).items())
         raise RecipeError(
-            f"mesh {given} is for {asked} process{'es' * (asked > 1)}, and there {'are' if world > 1 else 'is'} {world}; "
-            f"start {asked} (lathe train --nproc {asked}, or torchrun), or give a mesh whose product is {world}"
+            f"mesh {given} is for {asked} process{'es' * (asked > 1)}, and there {'are' if world > 1 else 'is'} {world}"
+            f"; start {asked} (lathe train --nproc {asked}, or torchrun), or give a mesh whose product is {world}"
         )
     return sizes
 
@@ -113,7 +112,8 @@ def _open_group(device: torch.device, world: int) -> None:
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     bound = device if device.type == "cuda" else None
     if world == 1:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, device_id=bound)
+        store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+        dist.init_process_group(backend, store=store, rank=0, world_size=1, device_id=bound)
         return
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
@@ -160,7 +160,9 @@ def _describe(ranks: int, micro_batch: int | None) -> str:
 def _what_fits(batch_sequences: int, ranks: int, micro_batch: int | None) -> str:
     """Name micro-batches and batches near the given ones that would split."""
     unit = ranks * (micro_batch or 1)
-    batches = " or ".join(str(n * unit) for n in dict.fromkeys((batch_sequences // unit, -(-batch_sequences // unit))) if n)
+    batches = " or ".join(
+        str(n * unit) for n in dict.fromkeys((batch_sequences // unit, -(-batch_sequences // unit))) if n
+    )
     share, rest = divmod(batch_sequences, ranks)
     fits = [m for m in range(1, (micro_batch or 0) + 1) if rest == 0 and share % m == 0]
     return f"take a batch of {batches} sequences" + (f", or micro_batch={fits[-1]}" if fits else "")

@@ -10,10 +10,9 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.nn import functional as F
 
 from lathe.model.decoder import Decoder
-from lathe.model.loss import CHUNK_BYTES, chunked_losses
+from lathe.model.loss import chunked_losses, position_losses
 
 
 class Objective(nn.Module):
@@ -45,7 +44,7 @@ class Objective(nn.Module):
                 weight_vd = weight_vd.to_local()
             x_nd, targets_n = x_btd.flatten(0, 1), targets_bt.flatten()
             if each:
-                return _position_losses(x_nd, weight_vd, targets_n).view_as(targets_bt)
+                return position_losses(x_nd, weight_vd, targets_n).view_as(targets_bt)
             losses = chunked_losses(x_nd, weight_vd, targets_n, z_weight=self.z_weight)
             sums = losses.total, losses.cross_entropy, losses.z
             return torch.stack([one[None] for one in sums], dim=1)
@@ -54,13 +53,3 @@ class Objective(nn.Module):
         if self.autocast is None:
             return nullcontext()
         return torch.autocast(self.autocast.type, torch.bfloat16)
-
-
-def _position_losses(x_nd: Tensor, weight_vd: Tensor, targets_n: Tensor) -> Tensor:
-    """Give each position's cross-entropy, [n] in fp32, a few positions' logits at a time."""
-    chunk = max(1, CHUNK_BYTES // (4 * weight_vd.shape[0]))
-    parts = [
-        F.cross_entropy(F.linear(x, weight_vd).float(), targets.clamp(min=-1), ignore_index=-1, reduction="none")
-        for x, targets in zip(x_nd.split(chunk), targets_n.split(chunk), strict=True)
-    ]
-    return torch.cat(parts)

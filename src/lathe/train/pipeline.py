@@ -8,7 +8,8 @@ Axes in names: b batch, t time, d d_model.
 
 from __future__ import annotations
 
-from typing import cast
+from itertools import pairwise
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -41,10 +42,12 @@ def stage_blocks(shape: Shape, stages: int) -> list[range]:
             f"would need the same weights; {mend}, or sharing='immediate'"
         )
     if shape.stored_layers < stages:
-        raise RecipeError(f"mesh pp={stages} has more stages than the shape's {shape.stored_layers} stored blocks; {mend}")
+        raise RecipeError(
+            f"mesh pp={stages} has more stages than the shape's {shape.stored_layers} stored blocks; {mend}"
+        )
     each, more = divmod(shape.stored_layers, stages)
     starts = [each * stage + min(stage, more) for stage in range(stages + 1)]
-    return [range(start, end) for start, end in zip(starts, starts[1:], strict=False)]
+    return [range(start, end) for start, end in pairwise(starts)]
 
 
 def keep_stage(decoder: Decoder, mesh: Mesh) -> None:
@@ -69,10 +72,10 @@ class Pipeline:
     """
 
     def __init__(
-        self, wrapped: nn.Module, bare: nn.Module, mesh: Mesh, *, schedule: str, micro_batches: int, d_model: int,
+        self, objective: nn.Module, wrapped: nn.Module, mesh: Mesh, *, schedule: str, micro_batches: int, d_model: int,
         dtype: torch.dtype,
     ) -> None:  # fmt: skip
-        self.wrapped, self.bare, self.mesh = wrapped, bare, mesh
+        self.objective, self.wrapped, self.mesh = objective, wrapped, mesh
         self.order, self.micro_batches, self.d_model, self.dtype = SCHEDULES[schedule], micro_batches, d_model, dtype
         self.scale = 1.0
         self._made: dict[tuple, PipelineScheduleSingle] = {}
@@ -86,15 +89,18 @@ class Pipeline:
     def losses(self, tokens_bt: Tensor, targets_bt: Tensor, documents_bt: Tensor | None) -> Tensor:
         """Give every position's cross-entropy from the last stage, zeros from the others."""
         losses_bt = self._run(tokens_bt, targets_bt, documents_bt, each=True)
-        if isinstance(self.bare, FSDPModule):
-            self.bare.reshard()
+        if isinstance(self.objective, FSDPModule):
+            self.objective.reshard()
         return torch.zeros_like(targets_bt, dtype=torch.float32) if losses_bt is None else losses_bt
 
     def _run(self, tokens_bt: Tensor, targets_bt: Tensor, documents_bt: Tensor | None, *, each: bool) -> Tensor | None:
-        schedule = self._schedule(*tokens_bt.shape, each)
+        rows, time = tokens_bt.shape
+        schedule = self._schedule(rows, time, each)
         given = (tokens_bt,) if self.mesh.place["pp"] == 0 else ()
         # a micro-batch's share of targets and documents is cut along with its tokens
-        beside = {"targets_bt": targets_bt} | ({} if documents_bt is None else {"documents_bt": documents_bt})
+        beside: dict[str, Any] = {"targets_bt": targets_bt}
+        if documents_bt is not None:
+            beside["documents_bt"] = documents_bt
         if each:
             return schedule.eval(*given, each=True, **beside)
         return schedule.step(*given, target=targets_bt if self.mesh.last_stage else None, **beside)
@@ -120,7 +126,7 @@ class Pipeline:
         tokens = torch.empty(rows, time, dtype=torch.int64, device="meta")
         end = torch.empty((rows, time) if each else (1, 3), device="meta", requires_grad=not each)
         return PipelineStage(
-            self.bare if each else self.wrapped,
+            self.objective if each else self.wrapped,
             place,
             mesh.sizes["pp"],
             mesh.device,

@@ -21,7 +21,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint.staging import BlockingAsyncStager
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_optimizer_state_dict
 from torch.optim import Optimizer
 
@@ -94,12 +94,8 @@ class Saver:
         self.keep_last, self.keep_every, self.pinned = keep_last, keep_every, frozenset(pinned)
         self.spent: Spent | None = None
         self._ranks = new_ranks()
-        cuda = torch.cuda.is_available()
-        self._stager = DefaultStager(
-            StagingOptions(
-                use_pinned_memory=cuda, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=cuda
-            )
-        )
+        # on a GPU's machine the copy goes to pinned memory, which is kept
+        self._stager = BlockingAsyncStager(cache_staged_state_dict=torch.cuda.is_available())
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="save")
         self._pending: Future[str | None] | None = None
         if self._ranks.rank == 0:
@@ -138,7 +134,6 @@ class Saver:
         """Wait for what is being written, and give back thread, memory and group."""
         self.wait()
         self._thread.shutdown()
-        self._stager.close()
         self._ranks.leave()
 
     def _write(self, step: int, tensors: dict[str, Tensor], extra: dict[str, Any], spent: dict[str, Any]) -> str | None:

@@ -1,7 +1,7 @@
 """Slice the matrices of attention and MLP over processes, each with whole groups of heads and a part of d_ff.
 
 Embedding, norms and head stay whole on each, yet as DTensors: optimisers take all weights at once only if they are of
-one kind. Gradients of norms over heads are sums over every process's heads; `Engine.accumulate` adds them up.
+one kind. Gradients of norms over heads are sums over every process's heads; `sum_partial` adds them up.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class Whole(ParallelStyle):
         self.given = given or Replicate()
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        return distribute_module(module, device_mesh, None, self._take, self._give)
+        # torch means hooks that give values, and declares None
+        return distribute_module(module, device_mesh, None, self._take, self._give)  # pyright: ignore[reportArgumentType]
 
     def _take(self, module: nn.Module, inputs: tuple[Any, ...], device_mesh: DeviceMesh) -> tuple[DTensor]:
         return (DTensor.from_local(inputs[0], device_mesh, [self.given], run_check=False),)
@@ -55,7 +56,7 @@ PLAN: dict[str, ParallelStyle] = {
     "norm": Whole(),
     "head": Whole(),
 }
-"""How each part of a decoder is laid out. Rows of qkv stand group by group, so a slice of them is whole groups."""
+"""How each part of a decoder is laid out. Rows of qkv stand group by group: a slice of them is whole groups."""
 
 
 def slice_matrices(decoder: Decoder, mesh: Mesh) -> None:
@@ -70,6 +71,13 @@ def slice_matrices(decoder: Decoder, mesh: Mesh) -> None:
     parallelize_module(decoder, mesh.devices["tp"], styles)
 
 
+def sum_partial(decoder: Decoder) -> None:
+    """Add up gradients to which each process's heads gave a part."""
+    for p in decoder.parameters():
+        if isinstance(p, DTensor) and isinstance(p.grad, DTensor) and p.grad.placements != p.placements:
+            p.grad = p.grad.redistribute(placements=p.placements)
+
+
 def check_slices(shape: Shape, tp: int) -> None:
     """Refuse a shape whose heads or d_ff do not split over `tp` processes. Raises RecipeError."""
     for name, count, whole in (
@@ -78,10 +86,11 @@ def check_slices(shape: Shape, tp: int) -> None:
     ):
         if count % tp:
             fits = [n for n in range(1, tp) if shape.n_kv_heads % n == 0 and shape.d_ff % n == 0]
-            raise RecipeError(f"mesh tp={tp} does not divide {name}={count}: {whole}; take tp={fits[-1]} or another shape")
+            raise RecipeError(
+                f"mesh tp={tp} does not divide {name}={count}: {whole}; take tp={fits[-1]} or another shape"
+            )
     if shape.qk_norm == "full":
         raise RecipeError(
             f"mesh tp={tp} cannot slice a shape with qk_norm='full': that norm runs over all heads at once, and each "
             "process has some of them; take fsdp in place of tp, or qk_norm='head'"
         )
-
