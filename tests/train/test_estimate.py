@@ -11,7 +11,6 @@ from lathe.presets.devices import load_device
 from lathe.recipe import Data, Optimiser, Recipe, Schedule
 from lathe.shape import Shape
 from lathe.train import estimate as estimate_module
-from lathe.train import footprint
 from lathe.train.engine import open_engine
 from lathe.train.estimate import estimate, format_bytes, format_time
 from lathe.train.execution import Execution

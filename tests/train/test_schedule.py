@@ -1,5 +1,6 @@
 """Learning rates against values worked out by hand, and that a stable phase does not know how long training is."""
 
+import itertools
 import math
 from dataclasses import replace
 from typing import Any
@@ -17,9 +18,7 @@ SHAPE = Shape.of(d_model=32, n_layers=1, n_heads=1, vocab_size=64)
 
 
 def make(steps: int = 100, **schedule: Any) -> Recipe:
-    return Recipe(
-        shape=SHAPE, tokens=steps * 64, seq_len=16, batch_tokens=64, lr=1e-3, schedule=Schedule(**schedule)
-    )
+    return Recipe(shape=SHAPE, tokens=steps * 64, seq_len=16, batch_tokens=64, lr=1e-3, schedule=Schedule(**schedule))
 
 
 @pytest.mark.parametrize(
@@ -58,9 +57,9 @@ def test_rates_rise_then_fall_between_zero_and_the_peak(
     recipe = make(steps, name=name, warmup_steps=warmup, final=final, decay=decay, decay_shape=shape)
     shares = [lr_share(recipe, step) for step in range(steps)]
     assert all(0 < share <= 1 for share in shares)
-    assert all(b >= a for a, b in zip(shares[:warmup], shares[1:warmup], strict=False))
+    assert all(b >= a for a, b in itertools.pairwise(shares[:warmup]))
     after = shares[warmup:]
-    assert all(b <= a * (1 + 1e-12) for a, b in zip(after, after[1:], strict=False))
+    assert all(b <= a * (1 + 1e-12) for a, b in itertools.pairwise(after))
 
 
 @pytest.mark.parametrize("name", BRANCHING)

@@ -22,6 +22,7 @@ from lathe.bench.conditions import describe_conditions, name_device, synchronise
 from lathe.device import Device, Origin
 from lathe.errors import DeviceError
 from lathe.model.checkpoint import DTYPES, check_device, check_dtype, free_bytes
+from lathe.model.linear import multiply
 
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 MATMUL = {"cpu": 1024, "cuda": 8192}
@@ -99,7 +100,7 @@ def _matmul_rate(place: torch.device, dtype: str) -> float | None:
         if rate and 2 * side**3 > SECONDS * rate:  # emulated, as fp16 is on most CPUs: the small one will do
             break
         left, right = (torch.ones(side, side, dtype=kind, device=place) for _ in range(2))
-        rate = 2 * side**3 / _best_s(functools.partial(torch.mm, left, right), place)
+        rate = 2 * side**3 / _best_s(functools.partial(multiply, left, right), place)
     return rate
 
 

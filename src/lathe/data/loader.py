@@ -101,9 +101,10 @@ class Loader:
         for name, samples in self._count_samples(tokens).items():
             if samples > self._limit(name):
                 epochs = math.ceil(100 * samples / self.windows[name].count) / 100
+                of, cap, mend = self._name_source(name)
                 raise DataError(
-                    f"{tokens:,} tokens take {epochs:g} epochs of the source {name!r}, and repeats.{name} is "
-                    f"{self._repeats[name]:g}; raise it to {epochs:g}, lower its weight, or add text"
+                    f"{tokens:,} tokens take {epochs:g} epochs of {of}, and {cap} is {self._repeats[name]:g}; raise it "
+                    f"to {epochs:g}, {mend}, or add text"
                 )
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:
@@ -130,16 +131,20 @@ class Loader:
     def _choose(self, name: str, numbers_n: NDArray[np.int64]) -> NDArray[np.int64]:
         """Find the windows of a source's samples, each epoch in an order of its own."""
         if numbers_n[-1] >= self._limit(name):
-            raise DataError(
-                f"the source {name!r} is used up: repeats.{name} is {self._repeats[name]:g}; raise it, lower the "
-                "source's weight, or train on fewer tokens"
-            )
+            of, cap, mend = self._name_source(name)
+            raise DataError(f"{of} is used up: {cap} is {self._repeats[name]:g}; raise it, {mend}, or add text")
         epochs_n, numbers_n = np.divmod(numbers_n, self.windows[name].count)
         windows_n = np.empty_like(numbers_n)
         for epoch in range(int(epochs_n[0]), int(epochs_n[-1]) + 1):
             now = epochs_n == epoch
             windows_n[now] = permute(numbers_n[now], self.windows[name].count, key=(self.seed, "windows", name, epoch))
         return windows_n
+
+    def _name_source(self, name: str) -> tuple[str, str, str]:
+        """Say for people which source, what caps it, and what would mend it: a dataset loaded alone has no name."""
+        if list(self.windows) == [SINGLE]:
+            return str(self.windows[name].split.dataset.folder), "data.repeats", "ask for fewer tokens"
+        return f"the source {name!r}", f"repeats.{name}", "lower its weight"
 
     def _limit(self, name: str) -> float:
         """Count the samples that a source may give."""
@@ -243,9 +248,10 @@ def _check_source(name: str, windows: Windows, *, vocab_size: int | None) -> Non
             f"vocab_size={ids} or more, or build the data with the model's tokenizer"
         )
     if windows.count == 0:
+        add = "add text" if name == SINGLE else f"add text to the source {name!r}"
         raise DataError(
             f"{folder}: its {windows.split.name} split has {windows.split.tokens} tokens, less than one window of "
-            f"seq_len + 1 = {windows.seq_len + 1}; add text to the source {name!r} or take a shorter seq_len"
+            f"seq_len + 1 = {windows.seq_len + 1}; {add} or take a shorter seq_len"
         )
 
 

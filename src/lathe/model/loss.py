@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from lathe.model.linear import multiply, multiply_over_rows
 
 CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 512 * 2**20}
 """What one chunk's fp32 logits may take: enough for full-speed matrix products, and few sums of the head's gradient."""
@@ -57,7 +58,7 @@ def position_losses(x_nd: Tensor, weight_vd: Tensor, targets_n: Tensor, *, chunk
     chunk = chunk or _fit_chunk(weight_vd)
     losses_n = torch.zeros(x_nd.shape[0], dtype=torch.float32, device=x_nd.device)
     for at in range(0, x_nd.shape[0], chunk):
-        logits = F.linear(x_nd[at : at + chunk], weight_vd)
+        logits = multiply(x_nd[at : at + chunk], weight_vd)
         log_probs = logits.log_softmax(dim=1, dtype=torch.float32)
         losses_n[at : at + chunk] = _read_off(logits, log_probs, targets_n[at : at + chunk])[0]
     return losses_n
@@ -102,7 +103,7 @@ class _ChunkedLosses(torch.autograd.Function):
         for at in range(0, x_nd.shape[0], chunk):
             part, targets = x_nd[at : at + chunk], targets_n[at : at + chunk]
             kept_n1 = (targets >= 0)[:, None]
-            logits = F.linear(part, weight_vd)
+            logits = multiply(part, weight_vd)
             log_probs = logits.log_softmax(dim=1, dtype=torch.float32)
             losses, partition = _read_off(logits, log_probs, targets)
             del logits
@@ -118,7 +119,7 @@ class _ChunkedLosses(torch.autograd.Function):
             probs.scatter_add_(1, targets.clamp(min=0)[:, None], torch.full_like(probs[:, :1], -1.0))
             grad_logits = probs.to(x_nd.dtype)
             if grad_x_nd is not None:
-                torch.mm(grad_logits, weight_vd, out=grad_x_nd[at : at + chunk]).mul_(kept_n1)
+                torch.mul(multiply(grad_logits, weight_vd.T), kept_n1, out=grad_x_nd[at : at + chunk])
             if learns_weight:
                 grad_weight_vd = _add_product(grad_weight_vd, grad_logits, part * kept_n1)
             del log_probs, probs, grad_logits
@@ -138,7 +139,5 @@ class _ChunkedLosses(torch.autograd.Function):
 def _add_product(sum_vd: Tensor | None, grad_nv: Tensor, x_nd: Tensor) -> Tensor:
     """Add grad_nvᵀ · x_nd to a sum, in fp32 where there is one."""
     if sum_vd is None:
-        return grad_nv.T @ x_nd
-    if sum_vd.dtype == torch.float32 == grad_nv.dtype:
-        return sum_vd.addmm_(grad_nv.T, x_nd)
-    return sum_vd.float().add_(grad_nv.T @ x_nd)
+        return multiply_over_rows(grad_nv, x_nd)
+    return sum_vd.float().add_(multiply_over_rows(grad_nv, x_nd))

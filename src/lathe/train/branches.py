@@ -27,6 +27,8 @@ def branch_recipes(recipe: Recipe, tokens: Sequence[int]) -> list[Recipe]:
             raise RecipeError(
                 f"branch_at={count} is not before the end at {recipe.tokens} tokens, which is a run in any case"
             )
+        if count < recipe.batch_tokens:
+            raise RecipeError(f"branch_at={count} is less than one batch of {recipe.batch_tokens}; branch later")
     branches = [replace(recipe, tokens=count) for count in sorted(set(tokens))]
     for branch in branches:
         if decay_start(branch) < recipe.schedule.warmup_steps:

@@ -14,13 +14,12 @@ from pathlib import Path
 import torch
 
 from lathe.device import Device
-from lathe.errors import RecipeError
 from lathe.recipe import Recipe
 from lathe.shape import count_forward_flops
 from lathe.train.branches import branch_recipes
 from lathe.train.execution import Execution
 from lathe.train.footprint import Layout, footprint
-from lathe.train.mesh import ORDER, Mesh, count_share
+from lathe.train.mesh import ORDER, Mesh, count_axes, count_share
 from lathe.train.meter import METRICS, Peak, find_peak
 from lathe.train.pipeline import stage_blocks
 from lathe.train.schedule import decay_start
@@ -129,10 +128,7 @@ def estimate(
 
 def lay_out(recipe: Recipe, execution: Execution, *, world: int, gpu: bool) -> Layout:
     """Lay a step out as training will. Raises RecipeError for a mesh, a batch or a shape that does not split so."""
-    default = {"fsdp" if execution.offload else "dp": world}
-    sizes = dict.fromkeys(ORDER, 1) | (execution.mesh or default)
-    if world > 1 and prod(sizes.values()) != world:
-        raise RecipeError(f"the mesh is for {prod(sizes.values())} processes, and {world} are asked for")
+    sizes = count_axes(execution, prod((execution.mesh or {}).values()) if world == 1 else world)
     if sizes["pp"] > 1:
         stage_blocks(recipe.shape, sizes["pp"])
     if sizes["tp"] > 1:

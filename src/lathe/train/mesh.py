@@ -80,7 +80,7 @@ def open_mesh(execution: Execution) -> Mesh:
     """
     ready = dist.is_initialized()
     world = dist.get_world_size() if ready else int(os.environ.get("WORLD_SIZE", "1"))
-    sizes = _count_axes(execution, world)
+    sizes = count_axes(execution, world)
     kind = execution.device or ("cuda" if torch.cuda.is_available() else "cpu")
     device = check_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if kind == "cuda" else kind)
     if device.type == "cuda":
@@ -94,8 +94,11 @@ def open_mesh(execution: Execution) -> Mesh:
     return Mesh(device=device, sizes=sizes, place=place, devices=devices, owns_group=not ready)
 
 
-def _count_axes(execution: Execution, world: int) -> dict[str, int]:
-    """Give the processes along each axis; without a mesh all are replicas, or shards where weights are offloaded."""
+def count_axes(execution: Execution, world: int) -> dict[str, int]:
+    """Give the processes along each axis; without a mesh all are replicas, or shards where weights are offloaded.
+
+    Raises RecipeError for a mesh of more or fewer processes than there are.
+    """
     default = {"fsdp" if execution.offload else "dp": world}
     sizes = dict.fromkeys(ORDER, 1) | (execution.mesh or default)
     if (asked := prod(sizes.values())) != world:

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 from lathe.errors import CheckpointError
+from lathe.model.linear import multiply
 from lathe.presets.devices import device_presets
 from lathe.shape import Shape
 
@@ -88,7 +89,7 @@ def measure_peak(device: torch.device, dtype: str, *, size: int | None = None) -
     for turn in range(10):
         wait()
         started = time.perf_counter()
-        torch.mm(a, a)
+        multiply(a, a)
         wait()
         fastest = min(fastest, time.perf_counter() - started)
         if turn >= 2 and time.perf_counter() - begun > 1:

@@ -12,7 +12,6 @@ from the first weights may be left out of it.
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -20,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lathe import codec, documents
-from lathe.data.mixture import as_written, open_sources
-from lathe.data.store import Dataset
+from lathe.data.mixture import open_sources
 from lathe.errors import CheckpointError, CodecError, DataError, PresetError, RecipeError, ShapeError, nearest
 from lathe.laws.hyper import step_law
 from lathe.model.checkpoint import load_shape_of
@@ -232,29 +230,14 @@ def _choose_numbers(document: Document, shape: Shape, *, source: str, report: Re
 
 def _check_data(recipe: Recipe, data: Data) -> str:
     """Refuse data that are missing, too few or of another vocabulary; give their hash."""
-    mixed = data.train.endswith(FILES)
-    if mixed and data.repeats is not None:
+    if data.train.endswith(FILES) and data.repeats is not None:
         raise RecipeError(
             f"data.repeats={data.repeats:g} is for one dataset; {data.train} caps its sources under repeats"
         )
     found = hash_data(data, open_mixture(data))
     _check_content(data.train, found, data.content, key="data")
-    if not mixed:
-        _check_repeats(recipe, data)
     open_text(recipe)
     return found
-
-
-def _check_repeats(recipe: Recipe, data: Data) -> None:
-    tokens = Dataset(data.train).split("train").tokens
-    windows, asked = max(tokens - 1, 0) // recipe.seq_len, recipe.steps * recipe.batch_sequences
-    allowed = 1.0 if data.repeats is None else data.repeats
-    if windows and asked > math.floor(as_written(allowed) * windows):
-        epochs = math.ceil(100 * asked / windows) / 100
-        raise DataError(
-            f"{asked * recipe.seq_len:,} tokens are asked, {epochs:g} times what {data.train} has to train on, and "
-            f"data.repeats is {allowed:g}; raise it to {epochs:g}, ask for fewer tokens, or add text"
-        )
 
 
 def _check_content(path: str, found: str, wanted: str | None, *, key: str) -> None:

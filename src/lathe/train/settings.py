@@ -7,6 +7,7 @@ import functools
 import types
 import typing
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -114,10 +115,10 @@ def _parse_int(text: str) -> int:
     try:
         return int(text.replace("_", ""))
     except ValueError:
-        found = fit_value(int, _parse_float(text)) if text else text
-    if not isinstance(found, int):
-        raise ValueError("a whole number, such as 1000 or 1e9")
-    return found
+        with suppress(ValueError):
+            if isinstance(found := fit_value(int, float(text)), int):
+                return found
+        raise ValueError("a whole number, such as 1000 or 1e9") from None
 
 
 _PARSERS: dict[Any, Callable[[str], Any]] = {bool: _parse_bool, float: _parse_float, int: _parse_int}

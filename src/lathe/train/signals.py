@@ -10,7 +10,7 @@ ASKS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Signals:
-    """Catch SIGTERM and SIGINT while the context lasts: `caught` names the first; a second SIGINT interrupts at once."""
+    """Catch SIGTERM and SIGINT while the context lasts: `caught` names the first, a second SIGINT interrupts."""
 
     def __init__(self) -> None:
         self.caught: str | None = None

@@ -48,11 +48,15 @@ def open_text(recipe: Recipe) -> Text:
 
 
 def open_mixture(data: Data) -> Mixture:
-    """Read the mixture that data name, or make one of a single dataset, to be read no more often than allowed."""
+    """Read the mixture that data name, or make one of a single dataset, to be read no more often than allowed.
+
+    Raises CodecError and DataError for a file or a folder that is none.
+    """
     if Path(data.train).suffix in (".toml", ".json"):
         return load_mixture(data.train)
     repeats = 1.0 if data.repeats is None else data.repeats
-    return Mixture(sources={SINGLE: data.train}, weights={SINGLE: 1.0}, repeats={SINGLE: repeats})
+    folder = str(Dataset(data.train).folder)  # says what is wrong with a folder that is no dataset
+    return Mixture(sources={SINGLE: folder}, weights={SINGLE: 1.0}, repeats={SINGLE: repeats})
 
 
 @contextmanager
