@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from small_datasets import write_small_dataset
 
+from lathe import codec
 from lathe.cli import main
 from lathe.cli.train import DERIVED, name_flag
 from lathe.errors import Stopped, TrainingError
@@ -62,7 +63,8 @@ def ends(*arguments: str) -> Any:
     return caught.value.code
 
 
-def test_a_file_and_flags(asked: Asked, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_and_flags(asked: Asked, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
     main(
         ["train", "recipe.toml", "--lr", "2e-3", "--tokens", "1e3", "--optimiser", "muon", "--optimiser.beta2", ".99",
          "--schedule", "wsd", "--schedule.warmup-steps", "2", "--data.mask-documents", "--data.no-across-documents",
@@ -99,6 +101,23 @@ def test_flags_alone(asked: Asked, capsys: pytest.CaptureFixture[str]) -> None:
     assert execution.out == f"runs/{recipe.id}"
     printed = capsys.readouterr()
     assert printed.err.startswith(f"note: step law: lr = {recipe.lr:g}, batch_tokens = {recipe.batch_tokens}")
+
+
+def test_a_files_keys_are_flags_too(asked: Asked) -> None:
+    keys = ["--data.train", "text", "--schedule.name", "wsd", "--optimiser.name", "muon", "--init.scheme", "gpt2"]
+    heads = ["--data", "text", "--schedule", "wsd", "--optimiser", "muon", "--init", "gpt2"]
+    main(["train", "recipe.toml", *keys])
+    main(["train", "recipe.toml", *heads])
+    assert asked[0] == asked[1]
+    assert asked[0][0].schedule.name == "wsd"
+
+
+def test_a_runs_own_recipe(asked: Asked) -> None:
+    main(["train", "recipe.toml", "--lr", "2e-3", "--out", "out"])
+    Path("out").mkdir()
+    codec.save(asked[0][0], "out/recipe.json", kind="recipe")
+    main(["train", "out/recipe.json", "--out", "other"])
+    assert asked[1] == (asked[0][0], Execution(out="other"))
 
 
 def test_help_states_every_flag_with_its_default(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
@@ -151,7 +170,13 @@ def test_a_flag_of_every_field(asked: Asked) -> None:
         (["recipe.toml", "--set", "optimizer.beta2=1"], "unknown setting 'optimizer.beta2'; did you mean"),
         (["recipe.toml", "--tokens", "60"], "tokens=60 is less than one batch"),
         (["recipe.toml", "--tokens", "1e6"], "raise it to"),
-        ([], "nothing says what to train on"),
+        (["--lr", "1"], "nothing says what to train on"),
+        ([], "nothing says what to train; give a file, such as lathe train recipe.toml"),
+        (["recipe.toml", "--nproc", "0"], "nproc=0; wanted 1 or more"),
+        (["recipe.toml", "--nproc", "3"], "does not split into 3 data ranks"),
+        (["recipe.toml", "--mesh", "dp=2"], "mesh dp=2 is for 2 processes, and there is 1"),
+        (["recipe.toml", "--branch-at", "1e3"], "schedule=cosine has no stable phase"),
+        (["recipe.toml", "--init", "mup"], "give base, the narrow shape that was tuned"),
     ],
 )
 def test_what_the_user_got_wrong(

@@ -20,7 +20,7 @@ from made_datasets import VOCAB, count_up, write_dataset
 from numpy.typing import NDArray
 
 from lathe import codec
-from lathe.data.loader import Batch, Loader, evaluation_batches, evaluation_windows, to_torch
+from lathe.data.loader import SINGLE, Batch, Loader, evaluation_batches, evaluation_windows, to_torch
 from lathe.data.mixture import BLOCK, Mixture
 from lathe.data.store import MANIFEST, Dataset, Manifest, Shard
 from lathe.data.windows import Windows, open_shards
@@ -273,6 +273,17 @@ class TestMixtures:
         loader.batch(most // 4 - 1)
         with pytest.raises(DataError, match=r"the source 'a' is used up: repeats\.a is 2"):
             loader.batch(most // 4)
+
+    def test_a_dataset_alone_is_capped_by_data_repeats(self, folders: dict[str, str]) -> None:
+        alone = Mixture(sources={SINGLE: folders["a"]}, weights={SINGLE: 1.0}, repeats={SINGLE: 1.0})
+        loader = Loader(alone, seq_len=10, batch_sequences=3, seed=1)
+        loader.check_enough(3990)
+        with pytest.raises(DataError, match=r"^4,000 tokens take 1\.01 epochs of .*a, and data\.repeats is 1; raise"):
+            loader.check_enough(4000)
+        with pytest.raises(DataError, match=r"a is used up: data\.repeats is 1; raise it, ask for fewer tokens"):
+            loader.batch(133)
+        with pytest.raises(DataError, match=r"seq_len \+ 1 = 4001; add text or take"):
+            Loader(alone, seq_len=4000, batch_sequences=1, seed=1)
 
 
 class TestHeldOut:

@@ -28,7 +28,7 @@ def test_a_branch_is_the_trunk_with_fewer_tokens() -> None:
         (TRUNK, 6400, "not before the end"),
         (TRUNK, 9000, "not before the end"),
         (TRUNK, 11 * 64, "within the warmup of 10"),
-        (TRUNK, 63, "less than one batch"),
+        (TRUNK, 63, "branch_at=63 is less than one batch of 64"),
     ],
 )
 def test_what_cannot_branch_is_refused(recipe: Recipe, tokens: int, says: str) -> None:

@@ -205,7 +205,7 @@ def test_what_cannot_be_trained_is_refused(fields, message):
 
 
 def test_a_mesh_of_other_processes_is_refused():
-    with pytest.raises(RecipeError, match="for 4 processes, and 2 are asked for"):
+    with pytest.raises(RecipeError, match="for 4 processes, and there are 2"):
         estimate(make_recipe(), make_execution(mesh={"dp": 4}), world=2, device=H100)
 
 

@@ -9,7 +9,7 @@ import pytest
 from small_datasets import VOCAB, write_small_dataset
 
 from lathe import codec
-from lathe.errors import CodecError, DataError, LatheError, PresetError, RecipeError
+from lathe.errors import CodecError, DataError, LatheError, MissingExtraError, PresetError, RecipeError
 from lathe.laws.hyper import step_law
 from lathe.model.checkpoint import save_checkpoint
 from lathe.model.init import build
@@ -17,7 +17,7 @@ from lathe.presets.shapes import load_shape
 from lathe.recipe import Data, Init, Optimiser, Recipe, Schedule
 from lathe.shape import Shape
 from lathe.train.execution import Execution
-from lathe.train.request import read_request
+from lathe.train.request import check_request, read_request
 from lathe.train.settings import NONE, list_settings, name_kind, parse_setting
 
 FILE = """
@@ -250,7 +250,7 @@ class TestRefused:
             ("n_heads = 2", "n_head = 2", "unknown key 'n_head'; did you mean 'n_heads'"),
             ("n_heads = 2", "n_heads = 0", "shape: n_heads=0"),
             ("n_heads = 2", "n_heads = 2, vocab_size = 40", "ids below 50, and the model a vocabulary of 40"),
-            ('"text"', '"txt"', "is no dataset"),
+            ('"text"', '"txt"', "txt is no dataset"),
         ],
     )
     def test_in_a_file(self, here: Path, before: str, after: str, says: str) -> None:
@@ -267,6 +267,7 @@ class TestRefused:
             ("lr", "fast", "lr is 'fast'; wanted a number, such as 3e-4"),
             ("tokens", "1.5", "tokens is '1.5'; wanted a whole number, such as 1000 or 1e9"),
             ("tokens", "nan", "tokens is 'nan'; wanted a whole number"),
+            ("tokens", "none", "tokens is 'none'; wanted a whole number, such as 1000 or 1e9"),
             ("execution.mesh", "dp", "execution.mesh is 'dp'; wanted NAME=INT"),
             ("execution.mesh", "dq=2", "a mesh has no axis 'dq'"),
             ("execution.compile", "yes", "wanted true or false"),
@@ -288,7 +289,7 @@ class TestRefused:
     def test_more_tokens_than_there_are(self, here: Path) -> None:
         """4,000 tokens make 249 windows of 16, and 3,968 tokens 62 batches of 4 of them."""
         assert read_request("recipe.toml", {"tokens": "3999"})[0].steps == 62
-        with pytest.raises(DataError, match=r"4,032 tokens are asked, 1\.02 times what .*text has.*raise it to 1\.02"):
+        with pytest.raises(DataError, match=r"4,032 tokens take 1\.02 epochs of .*text, and data\.repeats is 1; raise"):
             read_request("recipe.toml", {"tokens": "4032"})
         assert read_request("recipe.toml", {"tokens": "4032", "data.repeats": "1.02"})[0].steps == 63
         with pytest.raises(CodecError, match="repeats=0"):
@@ -309,6 +310,35 @@ class TestRefused:
             read_request("shape.json")
         with pytest.raises(CodecError, match="cannot be read"):
             read_request("missing.toml")
+
+
+@pytest.mark.parametrize(
+    ("settings", "world", "says"),
+    [
+        ({"execution.micro_batch": "3"}, 1, "does not split into 1 data rank × micro-batches of 3"),
+        ({}, 3, "does not split into 3 data ranks; take a batch of 3 or 6 sequences"),
+        ({"execution.mesh": "dp=2"}, 1, "mesh dp=2 is for 2 processes, and there is 1; start 2"),
+        ({"execution.mesh": "dp=2"}, 4, "mesh dp=2 is for 2 processes, and there are 4"),
+        ({"execution.mesh": "pp=2", "shape.tied": "true"}, 2, "cannot train tied embeddings"),
+        ({"execution.mesh": "tp=4"}, 4, "mesh tp=4 does not divide n_kv_heads=2"),
+        ({"execution.branch_at": "1e3"}, 1, "schedule=cosine has no stable phase"),
+        ({"execution.device": "gpu"}, 1, "torch cannot use the device 'gpu'"),
+        ({"init": "gpt3"}, 1, "unknown init scheme 'gpt3'; did you mean 'gpt2'"),
+        ({"init": "mup"}, 1, "scales from a base"),
+    ],
+)
+def test_what_could_not_be_carried_out(here: Path, settings: dict[str, str], world: int, says: str) -> None:
+    asked = read_request("recipe.toml", settings)
+    with pytest.raises(LatheError, match=re.escape(says)):
+        check_request(*asked, world=world)
+    check_request(*read_request("recipe.toml"), world=4)
+
+
+def test_trackers_that_are_not_installed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = read_request("recipe.toml", {"execution.trackers": "trackio"})
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match="tracking with trackio needs"):
+        check_request(*asked, world=1)
 
 
 @pytest.mark.parametrize("key", sorted(list_settings()))

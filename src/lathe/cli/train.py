@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from lathe.recipe import Recipe
     from lathe.runs import Run
 
-DERIVED = ("data.content", "init.content", "init.base")
-"""Settings that are hashes, or tables: for files, or --set."""
+DERIVED = ("data.content", "init.content")
+"""Settings that are hashes: for files, or --set."""
 OPEN = "if not given"
 FIRST = ("shape", "tokens", "tokens_per_param")
 """The recipe's settings that help begins with."""
@@ -68,6 +68,7 @@ HELP: dict[str, str] = {
     "schedule.power_a": "of the power schedule",
     "schedule.power_b": "of the power schedule",
     "init.scheme": "how first weights are drawn",
+    "init.base": "the narrow shape that was tuned, for init=mup: a preset's name, or a TOML or JSON file",
     "init.checkpoint": "a checkpoint's folder to take them from instead",
     "execution.mesh": "ranks along each axis (dp replicas, fsdp shards, tp tensor, pp pipeline), such as fsdp=4,tp=2",
     "execution.recompute_every": "recompute every k-th block in the backward pass instead of keeping what it made",
@@ -85,9 +86,11 @@ def _make_flag(key: str) -> tuple[str, Any, Any]:
     setting = list_settings().get(key, Setting(kind=str, default=REQUIRED))
     flips = setting.kind is bool
     metavar = None if flips else name_kind(setting.kind) + f"|{STEP_LAW}" * (key in BY_LAW)
+    flag = name_flag(key)
     about = arg(
-        name=name_flag(key), help=_explain(key), metavar=metavar, help_behavior_hint=_name_default(key, setting)
-    )
+        name=flag, aliases=[f"--{key}"] if flag == key.partition(".")[0] != key else None, help=_explain(key),
+        metavar=metavar, help_behavior_hint=_name_default(key, setting),
+    )  # fmt: skip
     kind = DisallowNone[bool | None] if flips else str | None
     return key.replace(".", "__"), Annotated[kind, about], dataclasses.field(default=None)
 
@@ -164,18 +167,23 @@ def train(
         device_preset: the device to say it for (see `lathe devices`), or a TOML file; this machine if not given.
         set_: any setting by its key in the file, such as --set shape.d_model=256 optimiser.beta2=0.99.
     """
-    from lathe.errors import Stopped
-    from lathe.train.request import read_request
+    from lathe.errors import RecipeError, Stopped
+    from lathe.train.request import check_request, read_request
 
     settings = _gather(flags) | _split(set_)
+    if file is None and not settings:
+        raise RecipeError("nothing says what to train; give a file, such as lathe train recipe.toml, or flags (--help)")
+    if nproc < 1:
+        raise RecipeError(f"nproc={nproc}; wanted 1 or more")
     main = int(os.environ.get("RANK", "0")) == 0
-    if nproc > 1 and "RANK" not in os.environ and not dry_run:
-        read_request(file, settings)  # what is wrong is said once
-        _launch(nproc)
-    asked = read_request(file, settings, need_data=not dry_run, report=_note if main else None)
+    starts = nproc > 1 and "RANK" not in os.environ and not dry_run
+    asked = read_request(file, settings, need_data=not dry_run, report=_note if main and not starts else None)
     if dry_run:
         _print_estimate(*asked, device_preset, nproc)
         return
+    check_request(*asked, world=int(os.environ.get("WORLD_SIZE", nproc)))
+    if starts:
+        _launch(nproc)
     from lathe.train.loop import train as train_recipe
 
     try:

@@ -22,14 +22,19 @@ from lathe import codec, documents
 from lathe.data.mixture import open_sources
 from lathe.errors import CheckpointError, CodecError, DataError, PresetError, RecipeError, ShapeError, nearest
 from lathe.laws.hyper import step_law
-from lathe.model.checkpoint import load_shape_of
+from lathe.model.checkpoint import check_device, load_shape_of
 from lathe.presets.shapes import load_shape
 from lathe.recipe import Data, Init, Recipe
 from lathe.shape import Shape, complete
+from lathe.train.branches import branch_recipes
 from lathe.train.content import hash_data, hash_weights
+from lathe.train.estimate import lay_out
 from lathe.train.execution import Execution
+from lathe.train.mesh import count_axes
 from lathe.train.settings import BY_LAW, HEADS, SECTIONS, STEP_LAW, fit_value, name_key, parse_setting
 from lathe.train.text import open_mixture, open_text
+from lathe.train.trackers import check_trackers
+from lathe.train.weights import first_weights
 
 Report = Callable[[str], None]
 Document = dict[str, Any]
@@ -77,6 +82,22 @@ def read_request(
     except PREFIXED as error:
         raise type(error)(f"{source}: {error}") from error
     return recipe, carried_out
+
+
+def check_request(recipe: Recipe, execution: Execution, *, world: int) -> None:
+    """Refuse what `world` processes here could not carry out, before anything is started or written.
+
+    Raises RecipeError for a mesh, a batch, a shape, branches or first weights that do not fit, DeviceError for a device
+    there is not, MissingExtraError for trackers that are not installed.
+    """
+    branch_recipes(recipe, execution.branch_at)
+    check_trackers(execution.trackers)
+    if execution.device is not None:
+        check_device(execution.device)
+    count_axes(execution, world)
+    lay_out(recipe, execution, world=world, gpu=False)
+    if recipe.init.checkpoint is None:
+        first_weights(recipe)  # looks at scheme and base, and draws nothing yet
 
 
 def _read_file(path: Path) -> Document:
