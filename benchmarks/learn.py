@@ -4,7 +4,7 @@ Run it as `BENCH_THREADS=2 python benchmarks/learn.py [--save] [--only trainer|g
 
 - trainer: a decoder of 2 M weights on 10 M tokens of the real text of wiki and books (../shared/data, a BPE of 2048
   tokens): the held-out loss of `lathe train` and of Trainer with the same shape, batches in the same order, schedule,
-  optimiser and kind of first weights, which are drawn otherwise. Held-out losses by the same function on the same text.
+  optimiser and kind of first weights, which are drawn otherwise; both compiled. Held-out losses by the same function on the same text.
 - grid: twelve tiny shapes on the built-in corpus, three token counts each by WSD branches, one order of data: how long
   it takes, and the error of the law fit to the table, with each shape left out in turn.
 """
@@ -92,7 +92,7 @@ def train_theirs(recipe: Recipe, out: Path) -> float:
         weight_decay=optimiser.weight_decay, adam_beta1=optimiser.beta1, adam_beta2=optimiser.beta2,
         max_grad_norm=recipe.clip or 0.0, lr_scheduler_type="cosine_with_min_lr",
         lr_scheduler_kwargs={"min_lr_rate": recipe.schedule.final}, warmup_steps=WARMUP, optim="adamw_torch_fused",
-        use_cpu=True, report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True, seed=0,
+        use_cpu=True, torch_compile=True, report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True, seed=0,
     )  # fmt: skip
     Trainer(model=model, args=arguments, train_dataset=InOrder(recipe)).train()
     model.eval()
@@ -116,12 +116,9 @@ def measure_trainer(tokens: int) -> list[dict[str, Any]]:
         build_dataset(texts, tokenizer=DATA / "tokenizers/bpe2048.json", out=data, held_out=0.05)
         recipe = make_recipe(data, tokens)
         print(f"{recipe.shape.params:,} weights, {recipe.steps} steps", file=sys.stderr, flush=True)
-        command = [sys.executable, __file__, "--theirs", "--folder", folder, "--tokens", str(tokens)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as peer:  # beside ours: it takes a while
-            run = train(recipe, Execution(out=str(Path(folder) / "run"), log_every=200))
-            print(f"lathe: {run.loss}", file=sys.stderr, flush=True)
-            printed, _ = peer.communicate()
-        theirs = float(printed.split()[-1])
+        run = train(recipe, Execution(out=str(Path(folder) / "run"), log_every=200, compile=True))
+        print(f"lathe: {run.loss}", file=sys.stderr, flush=True)
+        theirs = train_theirs(recipe, Path(folder) / "theirs")
     name = f"Trainer {importlib.metadata.version('transformers')}"
     rows.append(row("held-out loss", run.loss, "nats", peer=name, peer_value=theirs))
     rows.append(row("standard error of it", run.loss_ses[run.validation], "nats"))
@@ -191,16 +188,12 @@ def main() -> None:
     parser.add_argument("--only", choices=("trainer", "grid"), help="measure this alone")
     parser.add_argument("--tokens", type=float, default=10e6, help="of the comparison with Trainer")
     parser.add_argument("--one", help="train one shape of the grid, as width,depth")
-    parser.add_argument("--theirs", action="store_true", help="train with Trainer, and print the held-out loss")
-    parser.add_argument("--folder", type=Path, help="with --one and --theirs: where data and runs are")
+    parser.add_argument("--folder", type=Path, help="with --one: where data and runs are")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     if given.one:
         d_model, n_layers = map(int, given.one.split(","))
         train_one(given.folder / "data", given.folder, d_model, n_layers)
-        return
-    if given.theirs:
-        print(train_theirs(make_recipe(given.folder / "data", round(given.tokens)), given.folder / "theirs"))
         return
     rows = []
     if given.only != "trainer":
