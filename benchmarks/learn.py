@@ -4,7 +4,7 @@ Run it as `BENCH_THREADS=2 python benchmarks/learn.py [--save] [--only trainer|g
 
 - trainer: a decoder of 2 M weights on 10 M tokens of the real text of wiki and books (../shared/data, a BPE of 2048
   tokens): the held-out loss of `lathe train` and of Trainer with the same shape, batches in the same order, schedule,
-  optimiser and kind of first weights, which are drawn otherwise; both compiled. Held-out losses by the same function on the same text.
+  optimiser and kind of first weights, which are drawn otherwise; both compiled. Held-out losses are by one function.
 - grid: twelve tiny shapes on the built-in corpus, three token counts each by WSD branches, one order of data: how long
   it takes, and the error of the law fit to the table, with each shape left out in turn.
 """
@@ -92,7 +92,8 @@ def train_theirs(recipe: Recipe, out: Path) -> float:
         weight_decay=optimiser.weight_decay, adam_beta1=optimiser.beta1, adam_beta2=optimiser.beta2,
         max_grad_norm=recipe.clip or 0.0, lr_scheduler_type="cosine_with_min_lr",
         lr_scheduler_kwargs={"min_lr_rate": recipe.schedule.final}, warmup_steps=WARMUP, optim="adamw_torch_fused",
-        use_cpu=True, torch_compile=True, report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True, seed=0,
+        use_cpu=True, torch_compile=True, report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True,
+        seed=0,
     )  # fmt: skip
     Trainer(model=model, args=arguments, train_dataset=InOrder(recipe)).train()
     model.eval()
