@@ -210,5 +210,5 @@ def test_a_mesh_of_other_processes_is_refused():
 
 
 def test_sizes_and_times_are_written_for_people():
-    assert [format_bytes(x) for x in (12, 2048, 5 * 2**30)] == ["12 B", "2 KiB", "5 GiB"]
+    assert [format_bytes(x) for x in (12, 2048, 1020 * 2**20, 5 * 2**30)] == ["12 B", "2 KiB", "0.996 GiB", "5 GiB"]
     assert [format_time(x) for x in (2.5, 90, 7200, 3e5)] == ["2.5 seconds", "1.5 minutes", "2 hours", "3.47 days"]

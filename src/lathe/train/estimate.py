@@ -212,7 +212,7 @@ def _list_parts(parts: dict[str, float]) -> list[str]:
 def format_bytes(size: float) -> str:
     """Write a size in three digits with its unit."""
     for unit, letter in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
-        if size >= unit:
+        if size >= 1000 * unit / 2**10:  # four digits are for the next unit
             return f"{size / unit:.3g} {letter}"
     return f"{size:.0f} B"
 

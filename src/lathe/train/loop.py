@@ -12,11 +12,12 @@ recipes, the trunk's with fewer tokens, would give alone.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack, closing, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,9 @@ from lathe.train.meter import METRICS
 from lathe.train.optim import Ema, build_optimisers, set_lr
 from lathe.train.result import make_run, runs_table, write_result
 from lathe.train.schedule import decay_start
+from lathe.train.session import Progress, Session, describe_saved, name_run
 from lathe.train.signals import Signals
-from lathe.train.snapshots import list_steps, prune
+from lathe.train.snapshots import prune
 from lathe.train.spikes import Spike
 from lathe.train.state import Saver, gather_tensors, load_latest, load_step
 from lathe.train.text import open_text, read_ahead
@@ -80,18 +82,6 @@ def train(recipe: Recipe, execution: Execution, *, report: Report = print) -> Ru
 def is_main() -> bool:
     """Say whether this process is the one that writes what is written once."""
     return int(os.environ.get("RANK", "0")) == 0
-
-
-@dataclass(slots=True, kw_only=True)
-class Progress:
-    """Hold what a checkpoint keeps besides tensors: steps done, batches passed over, spikes seen, and what watches."""
-
-    step: int = 0
-    left_out: int = 0
-    spikes: int = 0
-    energy_j: float | None = None
-    meter: dict[str, Any] = field(default_factory=dict)
-    watch: dict[str, Any] = field(default_factory=dict)
 
 
 class Trainer:
@@ -142,24 +132,25 @@ class Trainer:
                     energy_j=progress.energy_j, report=self.report,
                 )
             )  # fmt: skip
+            session = Session(
+                recipe=recipe,
+                folder=folder,
+                pinned=pinned,
+                progress=progress,
+                saver=saver,
+                watch=watch,
+                signals=signals,
+            )
             if progress.step in pinned:
-                self._save(saver, progress, watch)
+                self._save(session)
             while progress.step < recipe.steps:
-                self._steps(recipe, folder, progress, saver, watch, signals, pinned)
+                self._steps(session)
             saver.wait()
-            return self._finish(recipe, folder, progress, watch, trunk)
+            return self._finish(session, trunk)
 
-    def _steps(
-        self,
-        recipe: Recipe,
-        folder: Path,
-        progress: Progress,
-        saver: Saver,
-        watch: Watch,
-        signals: Signals,
-        pinned: frozenset[int],
-    ) -> None:
+    def _steps(self, session: Session) -> None:
         """Train to the end, or up to where training goes back to a checkpoint."""
+        recipe, progress, watch = session.recipe, session.progress, session.watch
         mesh, asked = self.engine.mesh, self.execution
         start = progress.step + progress.left_out
         steps = recipe.steps - progress.step + (asked.most_spikes if asked.on_spike == "skip" else 0)
@@ -174,21 +165,21 @@ class Trainer:
                 loss, z, norm = self._gradients(recipe, batch)
                 spike = watch.spikes.judge(progress.step + 1, loss=loss, grad_norm=norm)
                 if spike is not None:
-                    self._pass_over(spike, folder, progress, saver, watch)
+                    self._pass_over(session, spike)
                     if asked.on_spike == "rewind":
-                        self._rewind(recipe, folder, progress, saver, watch)
+                        self._rewind(session)
                         return
                     continue
                 self._update(progress.step)
                 progress.step += 1
                 watch.step(progress.step, loss=loss, z=z, grad_norm=norm, lr=lr, tokens=recipe.batch_tokens)
                 last = progress.step == recipe.steps
-                if last or progress.step in pinned or _due(progress.step, asked.save_every):
-                    self._save(saver, progress, watch)
+                if last or progress.step in session.pinned or _due(progress.step, asked.save_every):
+                    self._save(session)
                 if not last and _due(progress.step, asked.evaluate_every):
                     watch.evaluated(progress.step, self.evaluate(recipe, asked.evaluate_tokens))
-                if self.engine.any_rank(signals.caught is not None) and not last:
-                    self._stop(recipe, folder, progress, saver, watch, signals)
+                if self.engine.any_rank(session.signals.caught is not None) and not last:
+                    self._stop(session)
 
     def _gradients(self, recipe: Recipe, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[float, float, float]:
         """Make the gradients of a batch's mean loss; gives that loss and z, per target, and the gradients' norm."""
@@ -224,11 +215,12 @@ class Trainer:
                 for name, split in self.text.validation.items()
             }  # fmt: skip
 
-    def _finish(self, recipe: Recipe, folder: Path, progress: Progress, watch: Watch, trunk: str | None) -> Run:
+    def _finish(self, session: Session, trunk: str | None) -> Run:
+        recipe, watch = session.recipe, session.watch
         losses = self.evaluate(recipe, None)
-        watch.evaluated(progress.step, losses)
-        if not all(torch.isfinite(torch.tensor(one.loss)) for one in losses.values()):
-            raise TrainingError(f"the held-out loss after step {progress.step} is no number: {losses}")
+        watch.evaluated(recipe.steps, losses)
+        if not all(math.isfinite(one.loss) for one in losses.values()):
+            raise TrainingError(f"the held-out loss after step {recipe.steps} is no number: {losses}")
         with nullcontext() if self.ema is None else self.ema.applied():
             weights = self.engine.full_weights()
         run = make_run(
@@ -236,17 +228,20 @@ class Trainer:
             energy_j=watch.energy_j, conditions=self.conditions,
         )  # fmt: skip
         if is_main():
-            write_result(recipe, run, folder, weights=weights, text=self.text, table=runs_table(self.execution))
+            write_result(recipe, run, session.folder, weights=weights, text=self.text, table=runs_table(self.execution))
         self.engine.barrier()
         return run
 
     def _tensors(self) -> dict[str, Any]:
         return gather_tensors(self.engine.module, self.optimisers, None if self.ema is None else self.ema.weights)
 
-    def _save(self, saver: Saver, progress: Progress, watch: Watch) -> None:
+    def _save(self, session: Session) -> None:
+        progress, watch = session.progress, session.watch
         watch.flush()
         progress.meter, progress.watch, progress.energy_j = watch.meter.state(), watch.spikes.state(), watch.energy_j
-        saver.save(progress.step, self._tensors(), {"progress": asdict(progress), "conditions": self.conditions})
+        session.saver.save(
+            progress.step, self._tensors(), {"progress": asdict(progress), "conditions": self.conditions}
+        )
 
     def _resume(self, recipe: Recipe, folder: Path, begin: tuple[Path, int] | None) -> Progress:
         """Load the newest checkpoint, or the one to begin from."""
@@ -266,27 +261,29 @@ class Trainer:
             self.report(f"warning: {difference}: the run may no longer be the same to the bit")
         return Progress(**extra["progress"])
 
-    def _pass_over(self, spike: Spike, folder: Path, progress: Progress, saver: Saver, watch: Watch) -> None:
+    def _pass_over(self, session: Session, spike: Spike) -> None:
         """Drop a step's gradients; raises TrainingError where training is to stop."""
+        progress = session.progress
         for optimiser in self.optimisers:
             optimiser.zero_grad(set_to_none=True)
         batch = progress.step + progress.left_out
-        watch.event(progress.step, event="spike", reason=spike.reason, batch=batch)
+        session.watch.event(progress.step, event="spike", reason=spike.reason, batch=batch)
         progress.left_out, progress.spikes = progress.left_out + 1, progress.spikes + 1
         if self.execution.on_spike != "stop" and progress.spikes <= self.execution.most_spikes:
             self.report(f"{spike.reason}, on batch {batch}: left out")
             return
-        saver.wait()
+        session.saver.wait()
         advice = "" if self.execution.on_spike != "stop" else "; or pass over such batches with on_spike=skip or rewind"
         many = f", the {progress.spikes}th spike" if progress.spikes > 1 else ""
         raise TrainingError(
-            f"{spike.reason}, on batch {batch} of seed {self.text.loader.seed}{many}; {_describe_saved(folder)}; "
-            f"lower lr, warm up for longer{advice}"
+            f"{spike.reason}, on batch {batch} of seed {self.text.loader.seed}{many}; "
+            f"{describe_saved(session.folder)}; lower lr, warm up for longer{advice}"
         )
 
-    def _rewind(self, recipe: Recipe, folder: Path, progress: Progress, saver: Saver, watch: Watch) -> None:
+    def _rewind(self, session: Session) -> None:
         """Go back to the last checkpoint, and leave out the batches since."""
-        saver.wait()
+        progress, watch, folder = session.progress, session.watch, session.folder
+        session.saver.wait()
         reached = progress.step + progress.left_out
         found = load_latest(folder, self._tensors(), report=self.report)
         if found is None:
@@ -297,25 +294,13 @@ class Trainer:
         watch.event(before.step, event="rewind", left_out=progress.left_out)
         self.report(f"back at step {before.step}; the batches since are left out")
 
-    def _stop(
-        self, recipe: Recipe, folder: Path, progress: Progress, saver: Saver, watch: Watch, signals: Signals
-    ) -> None:
-        self._save(saver, progress, watch)
-        saver.wait()
+    def _stop(self, session: Session) -> None:
+        self._save(session)
+        session.saver.wait()
         raise Stopped(
-            f"stopped by {signals.caught or 'a signal to another rank'} after step {progress.step} of {recipe.steps}; "
-            f"{_describe_saved(folder)}; the same command goes on"
+            f"stopped by {session.signals.caught or 'a signal to another rank'} after step {session.progress.step} of "
+            f"{session.recipe.steps}; {describe_saved(session.folder)}; the same command goes on"
         )
-
-
-def name_run(recipe: Recipe, execution: Execution) -> str:
-    """Give the run's name, or one made of its shape and its recipe's id."""
-    return execution.name or f"{recipe.shape.d_model}x{recipe.shape.n_layers}-{recipe.id[:8]}"
-
-
-def _describe_saved(folder: Path) -> str:
-    steps = list_steps(folder)
-    return f"the state of step {steps[-1]} is kept in {folder}" if steps else "no state was saved yet"
 
 
 def _due(step: int, every: int | None) -> bool:
