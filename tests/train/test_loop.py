@@ -21,6 +21,7 @@ from lathe.recipe import Data, Init, Optimiser, Recipe, Schedule
 from lathe.shape import Shape
 from lathe.train import loop
 from lathe.train.execution import Execution
+from lathe.train.launch import launch
 from lathe.train.loop import Trainer, train
 from lathe.train.meter import DETERMINISTIC, read_metrics
 from lathe.train.shards import find_tensors, read_tensors
@@ -152,6 +153,30 @@ class TestResume:
         assert 10 < int(done.stdout.split()[0]) <= 24
         assert_same(tmp_path / "run", whole)
 
+    def test_other_numbers_of_ranks_go_on(self, data: str, whole: Path, tmp_path: Path) -> None:
+        program = (
+            "import os, signal, sys; from pathlib import Path; sys.path.insert(0, sys.argv[1])\n"
+            "from tests.train import test_loop as t; from lathe.errors import Stopped\n"
+            "from lathe.train.loop import Trainer; update, stop = Trainer._update, int(sys.argv[4])\n"
+            "def stopping(trainer, step):\n"
+            "    update(trainer, step)\n"
+            "    if step + 1 == stop: os.kill(os.getpid(), signal.SIGTERM)\n"
+            "Trainer._update = stopping\n"
+            "try: t.run(t.make_recipe(sys.argv[2]), Path(sys.argv[3]), device='cpu')\n"
+            "except Stopped: sys.exit(75)\n"
+        )
+        command = [sys.executable, "-c", program, str(Path(__file__).parents[2]), data, str(tmp_path / "run")]
+        for ranks, stop, code in ((2, 8, 75), (1, 16, 75), (2, 0, 0)):
+            assert launch([*command, str(stop)], nproc=ranks) == code
+        found, wanted = curve(tmp_path / "run"), curve(whole)
+        assert [(row["step"], row["tokens"], row["lr"]) for row in found] == [
+            (row["step"], row["tokens"], row["lr"]) for row in wanted
+        ]
+        assert [row["loss"] for row in found] == pytest.approx([row["loss"] for row in wanted], abs=1e-5)
+        ours, theirs = (load_file(out / "model.safetensors") for out in (tmp_path / "run", whole))
+        for name, weight in ours.items():
+            torch.testing.assert_close(weight, theirs[name], rtol=0, atol=1e-4)
+
     def test_a_damaged_state_is_passed_over(self, data: str, whole: Path, tmp_path: Path) -> None:
         with pytest.MonkeyPatch.context() as patch:
             Interrupt(patch, [12])
@@ -177,6 +202,7 @@ class TestResume:
     def test_resume_must_and_never(self, data: str, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="no checkpoint to go on from"):
             run(make_recipe(data), tmp_path / "run", resume="must")
+        assert not (tmp_path / "run").exists()
         run(make_recipe(data), tmp_path / "run")
         _, reports = run(make_recipe(data), tmp_path / "run", resume="must")
         assert "trained already" in reports[0]

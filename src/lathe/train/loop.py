@@ -32,14 +32,14 @@ from lathe.train.branches import branch_recipes
 from lathe.train.conditions import differences, record
 from lathe.train.engine import open_engine
 from lathe.train.execution import Execution
-from lathe.train.folder import clear, finished, hold_folder, prepare
+from lathe.train.folder import RUN, clear, finished, hold_folder, prepare
 from lathe.train.meter import METRICS
 from lathe.train.optim import Ema, build_optimisers, set_lr
 from lathe.train.result import make_run, runs_table, write_result
 from lathe.train.schedule import decay_start
 from lathe.train.session import Progress, Session, describe_saved, name_run
 from lathe.train.signals import Signals
-from lathe.train.snapshots import prune
+from lathe.train.snapshots import list_steps, prune
 from lathe.train.spikes import Spike
 from lathe.train.state import Saver, gather_tensors, load_latest, load_step
 from lathe.train.text import open_text, read_ahead
@@ -62,6 +62,8 @@ def train(recipe: Recipe, execution: Execution, *, report: Report = print) -> Ru
     """
     out, report = Path(execution.out), report if is_main() else lambda _: None
     branches = {out / BRANCHES / str(one.tokens): one for one in branch_recipes(recipe, execution.branch_at)}
+    if execution.resume == "must" and not (list_steps(out) or (out / RUN).exists()):
+        raise CheckpointError(f"{out} has no checkpoint to go on from; leave out resume=must to begin anew")
     with hold_folder(out) if is_main() else nullcontext():
         trunk = finished(out, recipe)
         left = {folder: branch for folder, branch in branches.items() if finished(folder, branch) is None}
@@ -253,8 +255,6 @@ class Trainer:
             extra = load_step(*begin, self._tensors())
             if is_main():
                 shutil.copyfile(begin[0] / METRICS, folder / METRICS)
-        elif self.execution.resume == "must":
-            raise CheckpointError(f"{folder} has no checkpoint to go on from; leave out resume=must to begin anew")
         else:
             return Progress()
         for difference in differences(extra["conditions"], self.conditions):
