@@ -149,6 +149,17 @@ def train_one(data: Path, out: Path, d_model: int, n_layers: int) -> None:
     train(recipe, execution, report=lambda _: None)
 
 
+def leave_out(runs: Any, form: str) -> list[dict[str, Any]]:
+    """Predict each shape of the grid by the law of the others."""
+    errors = []
+    for d_model, n_layers in GRID:
+        left_out = (runs["d_model"] == d_model) & (runs["n_layers"] == n_layers)
+        law = fit(runs[~left_out], form, draws=0)
+        errors += list(abs(law.predict(runs[left_out]) / runs[left_out]["loss"] - 1))
+    numbers = {"mean": np.mean(errors), "median": np.median(errors), "largest": np.max(errors)}
+    return [row(f"{form}: {name} error of a shape left out", float(value), "") for name, value in numbers.items()]
+
+
 def measure_grid() -> list[dict[str, Any]]:
     """Train the grid, two shapes at a time on a core each, the largest first, and fit the law."""
     with tempfile.TemporaryDirectory() as name:
@@ -168,18 +179,12 @@ def measure_grid() -> list[dict[str, Any]]:
         seconds = time.perf_counter() - started
         runs = read_runs(folder / "runs.jsonl")
     assert len(runs) == len(GRID) * len(GRID_TOKENS)
-    errors = []
-    for d_model, n_layers in GRID:
-        left_out = (runs["d_model"] == d_model) & (runs["n_layers"] == n_layers)
-        law = fit(runs[~left_out], draws=0)
-        errors += list(abs(law.predict(runs[left_out]) / runs[left_out]["loss"] - 1))
     print(runs[["d_model", "n_layers", "tokens", "loss", "loss_se", "seconds"]].to_string(), file=sys.stderr)
     return [
         row(f"{len(GRID)} shapes × {len(GRID_TOKENS)} tokens", seconds, "s", peer="aim, most", peer_value=AIM_GRID_S),
         row("lowest loss", float(runs["loss"].min()), "nats"),
         row("highest loss", float(runs["loss"].max()), "nats"),
-        row("mean error of a shape left out", float(np.mean(errors)), ""),
-        row("largest error of a shape left out", float(np.max(errors)), ""),
+        *(found for form in ("auto", "width-depth") for found in leave_out(runs, form)),
     ]  # fmt: skip
 
 
