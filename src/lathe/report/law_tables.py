@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 SHOWN = 20
 """Held-out runs listed; of more, those with the largest errors."""
 
+UNKNOWN = 100.0
+"""A standard error of so many times its coefficient says no more than that it is unknown."""
+
 
 def law_summary(law: Law) -> Group:
     """Lay out what a fit found: the law, its coefficients with errors, the ranking, and its warnings."""
@@ -41,7 +44,8 @@ def coefficient_table(member: Member) -> Group:
     table = make_table("coefficient", "value", "± s.e.", "relative")
     errors = member.standard_errors
     for name, value in member.coefficients.items():
-        relative = f"{errors[name] / value:.0%}" if value and np.isfinite(errors[name]) else "–"
+        share = errors[name] / value if value else np.inf
+        relative = f"{share:.0%}" if share < UNKNOWN else "unknown"
         table.add_row(name, f"{value:.6g}", f"{errors[name]:.3g}", relative)
     return titled(member.form.formula + weight, table)
 
