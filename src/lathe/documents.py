@@ -93,6 +93,24 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
         raise CodecError(f"{path}: cannot be written: {error.strerror}; nothing was changed") from None
 
 
+def lock_file(descriptor: int, *, wait: bool = False) -> bool:
+    """Take the system's lock of an open file or folder, which ends with the process; says whether it was free.
+
+    True too where the system, or the file's, has no such locks. With `wait` it is waited for.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
+
+
 def name_value(data: Any) -> str:
     """Name a value's kind as a document's reader knows it."""
     if isinstance(data, dict):

@@ -11,6 +11,7 @@
     ├── RecipeError       a training that cannot be run
     ├── DataError         text or tokens that cannot be read, stored or mixed as asked
     ├── TrainingError     a training that went wrong, or was stopped
+    ├── EvaluationError   an evaluation that cannot be run, or scores that cannot be trusted
     ├── CheckpointError   a model's files that cannot be read, or do not fit together
     ├── PresetError       a name that no preset has
     ├── MissingExtraError a feature whose optional packages are not installed
@@ -73,6 +74,10 @@ class Stopped(TrainingError):
     """Report a training that was asked to stop, and has saved what it has."""
 
 
+class EvaluationError(LatheError, ValueError):
+    """Refuse an evaluation that cannot be run, or scores that cannot be trusted."""
+
+
 class CheckpointError(LatheError, ValueError):
     """Refuse a model's files that cannot be read, or that do not fit together."""
 
@@ -103,6 +108,7 @@ EXTRAS = {
     "datatrove": "data",
     "pyarrow": "data",
     "zstandard": "data",
+    "lm_eval": "eval",
     "tensorboard": "track",
     "wandb": "track",
     "trackio": "track",

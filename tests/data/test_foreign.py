@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -263,7 +263,6 @@ class TestPadding:
 
 
 class TestDocuments:
-    @settings(deadline=None)
     @given(
         ids=st.lists(st.integers(0, 3), max_size=60), sizes=st.lists(st.integers(0, 7), max_size=8),
         longest=st.integers(1, 9),

@@ -33,7 +33,6 @@ def mixture_of(weights: list[float]) -> Mixture:
 
 
 class TestQuotas:
-    @settings(deadline=None)
     @given(weights=WEIGHTS.filter(any), blocks=st.integers(0, 10**7))
     def test_shares_after_any_block(self, weights: list[float], blocks: int) -> None:
         """Within .1 % of a block's samples after every block, and never further off than a few samples."""
@@ -47,7 +46,6 @@ class TestQuotas:
             assert max(off) <= 2 + 1e-12 * count
             assert max(off) / count < 1e-3
 
-    @settings(deadline=None)
     @given(shares=st.lists(st.integers(1, 1000), min_size=1, max_size=20), count=st.integers(0, 10**15))
     def test_no_source_ever_gives_back(self, shares: list[int], count: int) -> None:
         more = [

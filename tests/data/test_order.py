@@ -8,7 +8,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
@@ -17,13 +17,11 @@ from lathe.data.order import Key, permute
 LEAST_P = 1e-3  # seeds are fixed: these tests give the same p on every run
 
 
-@settings(deadline=None)
 @given(size=st.integers(1, 3000), seed=st.integers(-(2**63), 2**70), name=st.text(max_size=5))
 def test_every_place_once(size: int, seed: int, name: str) -> None:
     assert sorted(permute(np.arange(size), size, key=(seed, name)).tolist()) == list(range(size))
 
 
-@settings(deadline=None)
 @given(size=st.integers(1, 10**18), key=st.integers(0, 100), data=st.data())
 def test_a_place_does_not_depend_on_what_else_is_asked(size: int, key: int, data: st.DataObject) -> None:
     index = data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=8))
@@ -62,7 +60,6 @@ def plain_hash(x: int) -> int:
     return x ^ x >> 31
 
 
-@settings(deadline=None)
 @given(size=st.integers(1, 10**12), seed=st.integers(0, 10**6), data=st.data())
 def test_plain_integers_give_the_same(size: int, seed: int, data: st.DataObject) -> None:
     index = data.draw(st.integers(0, size - 1))

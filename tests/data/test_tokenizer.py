@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from corpus import make_texts, write_jsonl
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
@@ -40,7 +40,6 @@ def test_it_serves_to_build(trained: Tokenizer, tmp_path: Path) -> None:
     assert trained.token_to_id(END) == 0
 
 
-@settings(deadline=None)
 @given(text=st.text())
 def test_every_text_comes_back(trained: Tokenizer, text: str) -> None:
     if END not in text:

@@ -255,7 +255,9 @@ def _print_run(run: Run, execution: Execution) -> None:
         error = f" ± {run.loss_ses[name]:.4f}" if name in run.loss_ses else ""
         print(f"loss on {name}: {loss:.4f}{error} nats a token")
     if execution.branch_at:
-        print(f"branches: {Path(execution.out) / 'branches'}")
+        from lathe.train.folder import BRANCHES
+
+        print(f"branches: {Path(execution.out) / BRANCHES}")
     print(f"run: {execution.out}")
 
 

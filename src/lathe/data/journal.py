@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from lathe import codec
 from lathe.data.store import JOURNAL, MANIFEST, TOKENIZER, Dataset, Manifest, Shard, cannot_write, write_whole
+from lathe.documents import lock_file
 from lathe.errors import DataError
 
 KIND = "dataset build"
@@ -54,29 +56,19 @@ class Journal:
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
     """Hold a folder, made if need be, for this process alone. Raises DataError when another holds it."""
-    import os
-
-    try:
-        import fcntl
-    except ImportError:  # Windows has no such locks
-        fcntl = None
     if folder.is_file():
         raise DataError(f"{folder} is a file; name a new folder as --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if fcntl is None:
+        if os.name == "nt":  # Windows opens no folders, and has no such locks
             yield
             return
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError as error:
         raise cannot_write(folder, error) from None
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f"another build is writing {folder}; wait for it, or choose another --out") from None
-        except OSError:
-            pass  # a file system without locks
+        if not lock_file(descriptor):
+            raise DataError(f"another build is writing {folder}; wait for it, or choose another --out")
         yield
     finally:
         os.close(descriptor)

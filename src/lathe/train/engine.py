@@ -25,7 +25,7 @@ from lathe.model.decoder import Decoder
 from lathe.recipe import Recipe
 from lathe.train.direct import Direct
 from lathe.train.execution import Execution
-from lathe.train.mesh import Mesh, count_share, open_mesh
+from lathe.train.mesh import Mesh, count_share, is_sharded, open_mesh
 from lathe.train.objective import Objective
 from lathe.train.pipeline import Pipeline, keep_stage
 from lathe.train.tensor import slice_matrices, sum_partial
@@ -186,8 +186,7 @@ def open_engine(
 def _open_engine(recipe: Recipe, execution: Execution, weights: Iterable[tuple[str, Tensor]], mesh: Mesh) -> Engine:
     share, micro_batch = count_share(recipe.batch_sequences, mesh, execution.micro_batch)
     check_dtype("bf16" if "bf16" in recipe.dtype else "fp32", mesh.device)
-    # FSDP keeps tensor-parallel weights' replicas alike too, which DDP does not know how to
-    sharded = execution.offload or mesh.sizes["fsdp"] > 1 or (mesh.data_world > 1 and mesh.sizes["tp"] > 1)
+    sharded = is_sharded(execution, mesh.sizes)
     mixed = recipe.dtype == "bf16-mixed"
     decoder = _cut(recipe, execution, mesh)
     autocast = mesh.device if mixed and not sharded else None

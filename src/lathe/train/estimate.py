@@ -18,8 +18,9 @@ from lathe.recipe import Recipe
 from lathe.shape import count_forward_flops
 from lathe.train.branches import branch_recipes
 from lathe.train.execution import Execution
+from lathe.train.folder import BRANCHES
 from lathe.train.footprint import Layout, footprint
-from lathe.train.mesh import ORDER, Mesh, count_axes, count_share
+from lathe.train.mesh import ORDER, Mesh, choose_device, count_axes, count_share, is_sharded
 from lathe.train.meter import METRICS, Peak, find_peak
 from lathe.train.pipeline import stage_blocks
 from lathe.train.schedule import decay_start
@@ -107,7 +108,7 @@ def estimate(
     A mesh says by itself how many processes there are. Raises RecipeError for what could not be trained so, and
     DeviceError for a dtype that the device does not compute in.
     """
-    gpu = device.has_host if device is not None else _kind(execution).type == "cuda"
+    gpu = device.has_host if device is not None else torch.device(choose_device(execution)).type == "cuda"
     layout = lay_out(recipe, execution, world=world, gpu=gpu)
     branches = branch_recipes(recipe, execution.branch_at)
     branch_steps = sum(branch.steps - decay_start(branch) for branch in branches)
@@ -135,12 +136,10 @@ def lay_out(recipe: Recipe, execution: Execution, *, world: int, gpu: bool) -> L
         check_slices(recipe.shape, sizes["tp"])
     mesh = Mesh(device=torch.device("meta"), sizes=sizes, place=dict.fromkeys(ORDER, 0))
     share, micro_batch = count_share(recipe.batch_sequences, mesh, execution.micro_batch)
-    sharded = execution.offload or sizes["fsdp"] > 1 or (mesh.data_world > 1 and sizes["tp"] > 1)
-    return Layout(sizes=sizes, micro_batch=micro_batch, micro_batches=share // micro_batch, sharded=sharded, gpu=gpu)
-
-
-def _kind(execution: Execution) -> torch.device:
-    return torch.device(execution.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return Layout(
+        sizes=sizes, micro_batch=micro_batch, micro_batches=share // micro_batch,
+        sharded=is_sharded(execution, sizes), gpu=gpu,
+    )  # fmt: skip
 
 
 def _device(recipe: Recipe, execution: Execution, device: Device | None) -> tuple[str, Peak, float | None]:
@@ -149,7 +148,7 @@ def _device(recipe: Recipe, execution: Execution, device: Device | None) -> tupl
         dtype = "fp32" if recipe.dtype == "fp32" else "bf16"
         peak = Peak(flops_per_s=device.peak_flops(dtype), origin=f"dense {dtype}, as `lathe devices` has it")
         return device.name, peak, device.memory_bytes
-    here = _kind(execution)
+    here = torch.device(choose_device(execution))
     peak = find_peak(here, recipe.dtype)
     if here.type == "cuda":
         return torch.cuda.get_device_name(here), peak, float(torch.cuda.get_device_properties(here).total_memory)
@@ -201,7 +200,7 @@ def _list_files(recipe: Recipe, execution: Execution, branches: list[Recipe]) ->
     weights = recipe.shape.weight_bytes("bf16" if recipe.dtype == "bf16" else "fp32")
     files = {str(out / "model.safetensors"): weights, str(out / METRICS): float(LINE_BYTES * recipe.steps)}
     for branch in branches:
-        files[str(out / "branches" / str(branch.tokens) / "model.safetensors")] = weights
+        files[str(out / BRANCHES / str(branch.tokens) / "model.safetensors")] = weights
     return files
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lathe import codec
+from lathe.documents import lock_file
 from lathe.errors import CheckpointError, CodecError
 from lathe.model.checkpoint import RECIPE, SHAPE, WEIGHTS, list_first
 from lathe.recipe import Recipe
@@ -26,6 +27,8 @@ from lathe.train.meter import METRICS
 from lathe.train.snapshots import CHECKPOINTS
 
 RUN, LOCK = "run.json", ".lock"
+BRANCHES = "branches"
+"""The folder, in a trunk's, of the runs that branched off it."""
 MADE = (RUN, METRICS, WEIGHTS, SHAPE, CHECKPOINTS)
 """What a training makes and `clear` takes away; the newest first, so that a clearing cut short is no finished run."""
 PLACES = ("data.train", "data.validation.", "init.checkpoint")
@@ -49,7 +52,7 @@ def hold_folder(out: str | Path) -> Iterator[None]:
     except OSError as error:
         raise CheckpointError(f"{out} cannot be written to: {error.strerror}; choose another --out") from None
     try:
-        if not _lock(descriptor):
+        if not lock_file(descriptor):
             holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
             raise CheckpointError(
                 f"another process{f' ({holder})' if holder else ''} trains in {out}; wait for it, end it, or choose "
@@ -61,21 +64,6 @@ def hold_folder(out: str | Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _lock(descriptor: int) -> bool:
-    """Take the lock of a file without waiting; true too where the system has no locks."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True  # a file system without locks
-    return True
 
 
 def finished(out: str | Path, recipe: Recipe) -> Run | None:

@@ -24,6 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lathe.data.loader import to_torch
+from lathe.data.prefetch import prefetch
 from lathe.errors import CheckpointError, Stopped, TrainingError
 from lathe.evals.loss import HeldOut, held_out_loss
 from lathe.recipe import Recipe
@@ -32,8 +34,8 @@ from lathe.train.branches import branch_recipes
 from lathe.train.conditions import differences, record
 from lathe.train.engine import open_engine
 from lathe.train.execution import Execution
-from lathe.train.folder import RUN, clear, finished, hold_folder, prepare
-from lathe.train.meter import METRICS
+from lathe.train.folder import BRANCHES, RUN, clear, finished, hold_folder, prepare
+from lathe.train.meter import METRICS, find_peak
 from lathe.train.optim import Ema, build_optimisers, set_lr
 from lathe.train.result import make_run, runs_table, write_result
 from lathe.train.schedule import decay_start
@@ -42,12 +44,11 @@ from lathe.train.signals import Signals
 from lathe.train.snapshots import list_steps, prune
 from lathe.train.spikes import Spike
 from lathe.train.state import Saver, gather_tensors, load_latest, load_step
-from lathe.train.text import open_text, read_ahead
+from lathe.train.text import open_text
 from lathe.train.watch import Watch
 from lathe.train.weights import first_weights
 
 Report = Callable[[str], None]
-BRANCHES = "branches"
 
 
 def train(recipe: Recipe, execution: Execution, *, report: Report = print) -> Run:
@@ -98,6 +99,7 @@ class Trainer:
         self.optimisers = build_optimisers(self.engine.module, recipe)
         self.ema = None if recipe.ema is None else Ema(self.engine.module, recipe.ema)
         self.conditions = record(self.engine.mesh.device)
+        self.peak = find_peak(self.engine.mesh.device, recipe.dtype)
 
     def close(self) -> None:
         """End what runs beside."""
@@ -131,7 +133,7 @@ class Trainer:
                 Watch(
                     recipe, self.execution, folder, self.engine.mesh, name=name_run(recipe, self.execution),
                     step=progress.step, meter=progress.meter, spikes=progress.watch,
-                    energy_j=progress.energy_j, report=self.report,
+                    energy_j=progress.energy_j, peak=self.peak, report=self.report,
                 )
             )  # fmt: skip
             session = Session(
@@ -156,9 +158,8 @@ class Trainer:
         mesh, asked = self.engine.mesh, self.execution
         start = progress.step + progress.left_out
         steps = recipe.steps - progress.step + (asked.most_spikes if asked.on_spike == "skip" else 0)
-        with read_ahead(
-            self.text.loader, start=start, steps=steps, rank=mesh.data_rank, world=mesh.data_world
-        ) as ahead:
+        place = {"rank": mesh.data_rank, "world": mesh.data_world}
+        with closing(prefetch(self.text.loader, start=start, steps=steps, prepare=to_torch, **place)) as ahead:
             while progress.step < recipe.steps:
                 watch.begin()
                 batch = next(ahead)

@@ -73,6 +73,16 @@ class Mesh:
             dist.destroy_process_group()
 
 
+def choose_device(execution: Execution) -> str:
+    """Name the device that is asked for, or else the best there is."""
+    return execution.device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def is_sharded(execution: Execution, sizes: Mapping[str, int]) -> bool:
+    """Say whether FSDP holds the weights: also where tensor-parallel replicas are kept alike, which DDP cannot."""
+    return execution.offload or sizes["fsdp"] > 1 or (sizes["dp"] > 1 and sizes["tp"] > 1)
+
+
 def open_mesh(execution: Execution) -> Mesh:
     """Find this process's place, and meet the others.
 
@@ -81,7 +91,7 @@ def open_mesh(execution: Execution) -> Mesh:
     ready = dist.is_initialized()
     world = dist.get_world_size() if ready else int(os.environ.get("WORLD_SIZE", "1"))
     sizes = count_axes(execution, world)
-    kind = execution.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    kind = choose_device(execution)
     device = check_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if kind == "cuda" else kind)
     if device.type == "cuda":
         torch.cuda.set_device(device)

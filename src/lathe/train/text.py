@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
-from lathe.data.loader import SINGLE, Loader, to_torch
+from lathe.data.loader import SINGLE, Loader
 from lathe.data.mixture import Mixture, load_mixture, open_sources
-from lathe.data.prefetch import prefetch
 from lathe.data.store import Dataset, Manifest, Split
 from lathe.errors import DataError, RecipeError
 from lathe.recipe import Data, Recipe
@@ -57,18 +52,6 @@ def open_mixture(data: Data) -> Mixture:
     repeats = 1.0 if data.repeats is None else data.repeats
     folder = str(Dataset(data.train).folder)  # says what is wrong with a folder that is no dataset
     return Mixture(sources={SINGLE: folder}, weights={SINGLE: 1.0}, repeats={SINGLE: repeats})
-
-
-@contextmanager
-def read_ahead(
-    loader: Loader, *, start: int, steps: int, rank: int, world: int
-) -> Iterator[Iterator[tuple[Tensor, Tensor, Tensor]]]:
-    """Read a rank's batches on threads while the context lasts: tokens, targets and documents of each step."""
-    batches = prefetch(loader, start=start, steps=steps, rank=rank, world=world, prepare=to_torch)
-    try:
-        yield batches
-    finally:
-        batches.close()
 
 
 def _open_validation(data: Data, sources: dict[str, Dataset]) -> dict[str, Split]:

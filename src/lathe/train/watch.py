@@ -15,7 +15,7 @@ from lathe.train.conditions import EnergyMeter
 from lathe.train.execution import Execution
 from lathe.train.live import LiveLine
 from lathe.train.mesh import Mesh
-from lathe.train.meter import METRICS, Meter, MetricsFile, find_peak
+from lathe.train.meter import METRICS, Meter, MetricsFile, Peak
 from lathe.train.spikes import SpikeWatch
 from lathe.train.trackers import Tracked, Trackers
 
@@ -24,7 +24,7 @@ class Watch:
     """Hold what watches one run; every rank has one, and the main one writes. Use it as a context.
 
     `step` is that which training goes on from, with the states that `meter` and `spikes` had there, and the energy
-    spent so far.
+    spent so far. `peak` is one device's.
     """
 
     def __init__(
@@ -39,10 +39,11 @@ class Watch:
         meter: Mapping[str, Any],
         spikes: Mapping[str, Any],
         energy_j: float | None,
+        peak: Peak,
         report: Callable[[str], None],
     ) -> None:
         self._recipe, self._execution, self._mesh, self._stack = recipe, execution, mesh, ExitStack()
-        self.peak = find_peak(mesh.device, recipe.dtype)
+        self.peak = peak
         self._energy, self._energy_before_j = EnergyMeter(mesh.device), energy_j or 0.0
         self._go_on(meter, spikes)
         self._file: MetricsFile | None = None
