@@ -70,7 +70,7 @@ def test_commands_never_load_torch(tmp_path: Path) -> None:
     assert (tmp_path / "law.json").is_file()
 
 
-NEEDS_TORCH = {"lathe.bench", "lathe.hub", "lathe.model"}
+NEEDS_TORCH = {"lathe.bench", "lathe.evals", "lathe.hub", "lathe.model"}
 
 
 def test_public_names_need_torch_only_where_models_are_run() -> None:

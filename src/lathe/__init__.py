@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from lathe.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from lathe.bench.measure import measure
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lathe.design.plan import plan
     from lathe.device import Device
     from lathe.errors import LatheError
+    from lathe.evals.evaluate import TaskPlan, TextPlan, evaluate
     from lathe.hub.exporting import export_checkpoint
     from lathe.hub.importing import import_checkpoint
     from lathe.latency.calibrate import calibrate
@@ -53,6 +54,7 @@ _HOMES = {
     "lathe.design.plan": ("plan",),
     "lathe.device": ("Device",),
     "lathe.errors": ("LatheError",),
+    "lathe.evals.evaluate": ("TaskPlan", "TextPlan", "evaluate"),
     "lathe.hub.exporting": ("export_checkpoint",),
     "lathe.hub.importing": ("import_checkpoint",),
     "lathe.latency.calibrate": ("calibrate",),
@@ -95,7 +97,9 @@ __all__ = [
     "Run",
     "Sampling",
     "Shape",
+    "TaskPlan",
     "Term",
+    "TextPlan",
     "Workload",
     "__version__",
     "build",
@@ -105,6 +109,7 @@ __all__ = [
     "chain",
     "compare",
     "device_names",
+    "evaluate",
     "export_checkpoint",
     "find_space",
     "fit",

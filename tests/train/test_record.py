@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
+from lathe import codec
 from lathe.columns import find_column
 from lathe.errors import RunsError
 from lathe.laws.importers import read_runs
 from lathe.runs import Run
 from lathe.shape import Shape
-from lathe.train.record import append_run, find_run
+from lathe.train.record import add_scores, append_run, find_run
 
 SHAPE = Shape.of(d_model=64, n_layers=2, n_heads=2, vocab_size=512, tied=True)
 WRITER = """
@@ -142,3 +143,42 @@ def test_many_writers_lose_and_double_nothing(tmp_path: Path) -> None:
     found = sorted((row["recipe_id"], row["seed"]) for row in rows)
     odd, even = range(1, 30, 2), range(0, 30, 2)
     assert found == sorted([("shared", i) for i in even] + [(str(w), i) for w in range(3) for i in odd])
+
+
+class TestAddScores:
+    def test_row_and_run_have_them(self, tmp_path: Path) -> None:
+        table, folder = tmp_path / "runs.jsonl", tmp_path / "b"
+        other, run = make_run(recipe_id="x"), make_run(recipe_id="y", accuracies={"boolq": 0.5})
+        folder.mkdir()
+        for one in (other, run):
+            append_run(table, one)
+        codec.save(run, folder / "run.json", kind="run")
+        found = add_scores(folder, accuracies={"arc_easy": 0.25}, losses={"wiki": (3.25, 0.01), "c4": (3.4, None)})
+        assert found == codec.load(Run, folder / "run.json", kind="run")
+        assert found.accuracies == {"boolq": 0.5, "arc_easy": 0.25}
+        first, second = map(json.loads, table.read_text().splitlines())
+        assert first == other.to_row()
+        assert second == found.to_row()
+        assert (second["accuracy_arc_easy"], second["loss_wiki"], second["loss"]) == (0.25, 3.25, 3.4)
+
+    def test_a_run_that_the_table_lacks_is_added(self, tmp_path: Path) -> None:
+        (tmp_path / "b").mkdir()
+        codec.save(make_run(), tmp_path / "b/run.json", kind="run")
+        found = add_scores(tmp_path / "b", accuracies={"arc_easy": 0.25}, losses={})
+        assert json.loads((tmp_path / "runs.jsonl").read_text()) == found.to_row()
+
+    def test_writers_that_wait_find_the_new_table(self, tmp_path: Path) -> None:
+        """While rows are put in place, which makes a new file each time, nobody's row is lost."""
+        table, folder = tmp_path / "runs.jsonl", tmp_path / "b"
+        folder.mkdir()
+        codec.save(make_run(recipe_id="mine"), folder / "run.json", kind="run")
+        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(table), "theirs"])
+        try:
+            for i in range(40):
+                add_scores(folder, accuracies={"t": i / 40}, losses={})
+        finally:
+            assert writer.wait(60) == 0
+        rows = [json.loads(line) for line in table.read_text().splitlines()]
+        assert sum(row["recipe_id"] == "mine" for row in rows) == 1
+        assert {row["seed"] for row in rows if row["recipe_id"] == "theirs"} == set(range(1, 30, 2))
+        assert {row["seed"] for row in rows if row["recipe_id"] == "shared"} == set(range(0, 30, 2))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from lathe import __version__
+from lathe.version import VERSION
 
 CPU_INFO, STATUS, CLEAR = Path("/proc/cpuinfo"), Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -27,7 +27,7 @@ def describe_conditions(device: torch.device, *, packages: Sequence[str] = ()) -
         "threads": str(torch.get_num_threads()),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "lathe": __version__,
+        "lathe": VERSION,
         "torch": torch.__version__,
         **{name: importlib.metadata.version(name) for name in packages},
     }

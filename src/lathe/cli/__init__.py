@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 
 import tyro
 
-from lathe import __version__
 from lathe.cli.bench import measure, probe
 from lathe.cli.data import DATA_COMMANDS, data
+from lathe.cli.evaluate import evaluate
 from lathe.cli.hub import export_model, import_model
 from lathe.cli.laws import compare, fit, optimal, predict
 from lathe.cli.models import generate
@@ -18,6 +18,7 @@ from lathe.cli.plans import calibrate, devices, latency, next_runs, plan
 from lathe.cli.shapes import shape, shapes
 from lathe.cli.train import average, train
 from lathe.errors import LatheError, explain_import
+from lathe.version import VERSION
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "fit": fit,
@@ -28,6 +29,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "next": next_runs,
     "train": train,
     "average": average,
+    "eval": evaluate,
     "latency": latency,
     "measure": measure,
     "probe": probe,
@@ -55,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run a command; an error that the user can mend ends in one line on stderr and exit code 2."""
     given = sys.argv[1:] if argv is None else list(argv)
     if given == ["--version"]:
-        print(f"lathe {__version__}")
+        print(f"lathe {VERSION}")
         return
     prog, commands, description, rest = "lathe", COMMANDS, DESCRIPTION, given
     if given and given[0] in GROUPS:

@@ -26,7 +26,7 @@ from lathe.shape import Shape
 class Window:
     """Hold what all blocks of one forward pass share: where tokens stand and what they may see.
 
-    `mask` is True where a query may look, [b or 1, 1, t, s]; without one, attention is causal over the tokens given
+    `mask` is True where a query may look, or what is added to scores, [b or 1, 1, t, s]; without one, attention is causal over the tokens given
     (or over everything in the cache, for a single token). `rotary` holds cosines and sines, [b or 1, 1, t, e'/2].
     """
 
@@ -134,3 +134,24 @@ def document_mask(documents_bt: Tensor) -> Tensor:
     t = documents_bt.shape[1]
     causal = torch.ones(t, t, dtype=torch.bool, device=documents_bt.device).tril()
     return ((run_bt[:, :, None] == run_bt[:, None, :]) & causal)[:, None]
+
+
+def branch_positions(branches_bt: Tensor) -> Tensor:
+    """Count each token's place in its sequence: a row's shared prefix (0), then one of its branches, each a run of ids.
+
+    Padding, below zero, stands at 0.
+    """
+    shared_b1 = (branches_bt == 0).sum(dim=1, keepdim=True)
+    return (document_positions(branches_bt) + shared_b1 * (branches_bt > 0)).masked_fill(branches_bt < 0, 0)
+
+
+def branch_mask(branches_bt: Tensor, dtype: torch.dtype) -> Tensor:
+    """Let each token see the shared prefix and its own branch up to itself: 0 where it may, else -inf, [b, 1, t, t].
+
+    What is added to the scores is made here once, and not from truth values in every layer.
+    """
+    t = branches_bt.shape[1]
+    causal = torch.ones(t, t, dtype=torch.bool, device=branches_bt.device).tril()
+    query, key = branches_bt[:, :, None], branches_bt[:, None, :]
+    seen_bts = ((query == key) | (key == 0)) & causal
+    return torch.zeros(seen_bts.shape, dtype=dtype, device=seen_bts.device).masked_fill_(~seen_bts, -torch.inf)[:, None]

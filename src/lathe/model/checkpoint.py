@@ -140,10 +140,16 @@ def load_model(folder: str | Path, *, dtype: str = "fp32", device: str | torch.d
         ShapeError: matrices that int4's groups do not divide.
         MissingExtraError: int8 or int4 without torchao.
     """
-    shape = load_shape_of(folder)
+    shape, path = load_shape_of(folder), Path(folder) / WEIGHTS
+    return build_model(shape, read_tensors(path), dtype=dtype, device=device, source=str(path))
+
+
+def build_model(
+    shape: Shape, weights: Mapping[str, Tensor], *, dtype: str, device: str | torch.device, source: str
+) -> Decoder:
+    """Build a decoder of these weights, as `load_model` does; `source` is what to call them in errors."""
     model = empty_model(shape)
-    weights = read_tensors(Path(folder) / WEIGHTS)
-    check_weights(shape, {name: tuple(w.shape) for name, w in weights.items()}, source=str(Path(folder) / WEIGHTS))
+    check_weights(shape, {name: tuple(w.shape) for name, w in weights.items()}, source=source)
     place = check_device(device)
     quantised = dtype in QUANTISED
     wanted = check_dtype(WIDE if quantised else dtype, place)

@@ -15,7 +15,15 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from lathe.errors import WorkloadError
-from lathe.model.attention import Attention, Window, document_mask, document_positions, rotary_tables
+from lathe.model.attention import (
+    Attention,
+    Window,
+    branch_mask,
+    branch_positions,
+    document_mask,
+    document_positions,
+    rotary_tables,
+)
 from lathe.model.cache import KVCache
 from lathe.model.linear import Linear, project
 from lathe.model.loss import Losses, chunked_losses
@@ -90,12 +98,20 @@ class Decoder(nn.Module):
         """Give the logits at every position, [b, t, v]."""
         return self.logits(self.hidden(tokens_bt, documents_bt=documents_bt))
 
-    def hidden(self, tokens_bt: Tensor, *, documents_bt: Tensor | None = None) -> Tensor:
+    def hidden(
+        self, tokens_bt: Tensor, *, documents_bt: Tensor | None = None, branches_bt: Tensor | None = None
+    ) -> Tensor:
         """Give the final hidden states, [b, t, d].
 
         `documents_bt` holds ids that change where a new document begins: no token sees another document, and positions
-        restart. Raises WorkloadError for more tokens than learned positions.
+        restart. `branches_bt` is 0 on a row's first tokens and changes where a branch begins: each branch goes on from
+        the shared prefix and sees no other; the longest with its prefix must fit learned positions.
+
+        Raises WorkloadError for more tokens than learned positions.
         """
+        if branches_bt is not None:
+            mask = branch_mask(branches_bt, self.embedding.weight.dtype)
+            return self._run(tokens_bt, branch_positions(branches_bt), mask=mask)
         check_positions(self.shape, tokens_bt.shape[1])
         if documents_bt is None:
             positions_bt = torch.arange(tokens_bt.shape[1], device=tokens_bt.device)[None]

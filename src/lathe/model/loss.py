@@ -64,6 +64,32 @@ def position_losses(x_nd: Tensor, weight_vd: Tensor, targets_n: Tensor, *, chunk
     return losses_n
 
 
+@torch.no_grad()
+def target_log_probs(
+    x_nd: Tensor, weight_vd: Tensor, at_m: Tensor, targets_m: Tensor, *, chunk: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Give targets' log-probabilities, fp32 nats, and by how much each one's logit leads all others, negative behind.
+
+    `at_m` says which hidden state each target is predicted from; many may share one. `chunk` is as in `chunked_losses`.
+    """
+    chunk = chunk or _fit_chunk(weight_vd)
+    log_prob_m = torch.empty(len(at_m), dtype=torch.float32, device=x_nd.device)
+    lead_m = torch.empty_like(log_prob_m)
+    for at in range(0, x_nd.shape[0], chunk):
+        logits_nv = multiply(x_nd[at : at + chunk], weight_vd).float()
+        here = slice(None) if x_nd.shape[0] <= chunk else (at_m >= at) & (at_m < at + chunk)
+        log_prob_m[here], lead_m[here] = read_targets(logits_nv, at_m[here] - at, targets_m[here])
+    return log_prob_m, lead_m
+
+
+def read_targets(logits_nv: Tensor, at_m: Tensor, targets_m: Tensor) -> tuple[Tensor, Tensor]:
+    """Read off logits what `target_log_probs` gives."""
+    logit_m = logits_nv[at_m, targets_m]
+    best_nk, index_nk = logits_nv.topk(2, dim=1)
+    rival_m = torch.where(index_nk[at_m, 0] == targets_m, best_nk[at_m, 1], best_nk[at_m, 0])
+    return logit_m - logits_nv.logsumexp(dim=1)[at_m], logit_m - rival_m
+
+
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Cast to autocast's dtype where that is on: its rules do not reach into a function of our own."""
     device = tensors[0].device.type

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from lathe import __version__
 from lathe.bench.conditions import name_device
+from lathe.version import VERSION
 
 POWERCAP = Path("/sys/class/powercap")
 ENVIRONMENT = ("MKL_NUM_THREADS", "MKL_CBWR", "MKL_DYNAMIC", "OMP_NUM_THREADS", "CUBLAS_WORKSPACE_CONFIG")
@@ -45,7 +45,7 @@ def record(device: torch.device | str) -> dict[str, Any]:
     device = torch.device(device)
     cuda = device.type == "cuda"
     versions = {
-        "lathe": __version__,
+        "lathe": VERSION,
         "torch": torch.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),

@@ -1,17 +1,23 @@
-"""Add a run to a table of runs, `runs.jsonl`, that other trainings may be adding to at the same time."""
+"""Add a run, and what was found of it later, to a table of runs that other trainings may be adding to meanwhile."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from lathe.documents import lock_file
+from lathe import codec
+from lathe.documents import lock_file, write_atomic
 from lathe.errors import RunsError
 from lathe.runs import Run
+from lathe.train.folder import RUN
+
+TABLE = "runs.jsonl"
+"""The table of runs, beside their folders."""
 
 IDENTITY = ("recipe_id", "seed", "tokens")
 """Columns that tell one training from another."""
@@ -45,6 +51,49 @@ def append_run(path: str | Path, run: Run) -> bool:
     return True
 
 
+def add_scores(
+    folder: str | Path, *, accuracies: Mapping[str, float], losses: Mapping[str, tuple[float, float | None]]
+) -> Run:
+    """Add what an evaluation found to the run of a trained folder, and to its row in the table beside; gives the run.
+
+    `losses` are losses in nats per token with their standard errors. What the run knew of other tasks and sets stays;
+    of the same ones, the new counts. A run that the table does not hold is added. Raises CodecError or RunsError.
+    """
+    path = Path(folder) / RUN
+    run = codec.load(Run, path, kind="run")
+    ses = {name: se for name, (_, se) in losses.items() if se is not None}
+    kept = {name: se for name, se in run.loss_ses.items() if name not in losses}
+    run = dataclasses.replace(
+        run,
+        accuracies={**run.accuracies, **accuracies},
+        losses={**run.losses, **{name: loss for name, (loss, _) in losses.items()}},
+        loss_ses={**kept, **ses},
+    )
+    table = Path(folder).resolve().parent / TABLE
+    if not _replace_row(table, run):
+        append_run(table, run)
+    codec.save(run, path, kind="run")
+    return run
+
+
+def _replace_row(path: Path, run: Run) -> bool:
+    """Put a run's row in the place of its old one, in a table written anew; says whether there was one."""
+    row = run.to_row()
+    try:
+        with _hold(path) as descriptor:
+            lines = _read_all(descriptor).splitlines()
+            places = [i for i, other in enumerate(map(_parse, lines)) if other is not None and _same(row, other)]
+            if not places:
+                return False
+            for i in places:
+                old = _parse(lines[i]) or {}
+                lines[i] = json.dumps({**old, **row}, ensure_ascii=False, allow_nan=False).encode()
+            write_atomic(path, b"\n".join(lines) + b"\n")
+    except OSError as error:
+        raise RunsError(f"{path}: the scores of {run.name!r} could not be added: {error.strerror}") from None
+    return True
+
+
 def find_run(path: str | Path, recipe_id: str) -> dict[str, Any] | None:
     """Find the row of a recipe in a table of runs; None if there is none. Raises RunsError."""
     try:
@@ -61,12 +110,15 @@ def find_run(path: str | Path, recipe_id: str) -> dict[str, Any] | None:
 def _hold(path: Path) -> Iterator[int]:
     """Open a file for reading and writing, alone; waits for others. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        lock_file(descriptor, wait=True)
-        yield descriptor
-    finally:
-        os.close(descriptor)
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            lock_file(descriptor, wait=True)
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                yield descriptor
+                return
+        finally:  # another process put a new file in its place while we waited: that one is the table
+            os.close(descriptor)
 
 
 def _put(descriptor: int, place: int, line: bytes, *, before: bytes) -> None:

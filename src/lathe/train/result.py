@@ -19,10 +19,8 @@ from lathe.runs import Run
 from lathe.train.execution import Execution
 from lathe.train.folder import RUN
 from lathe.train.meter import METRICS, Meter
-from lathe.train.record import append_run
+from lathe.train.record import TABLE, append_run
 from lathe.train.text import Text
-
-TABLE = "runs.jsonl"
 
 
 def runs_table(execution: Execution) -> Path:
