@@ -167,6 +167,19 @@ def test_suites_by_hand() -> None:
     assert centred.difference.interval == pytest.approx((0.3 - Z_95 * se, 0.3 + Z_95 * se))
 
 
+def test_a_suite_may_be_centred_on_a_chance_of_its_own() -> None:
+    def make(rights: Sequence[int], chance: float) -> Answers:
+        made = answers(quiz=items_of(rights))
+        results = {task.task: task for task in made.evaluation.tasks}
+        suite = aggregate(results, name="own", members=("quiz",), score="centred", chance={"quiz": chance})
+        return dataclasses.replace(made, evaluation=dataclasses.replace(made.evaluation, aggregates=(suite,)))
+
+    (found,) = compare(make(A, 0.25), make(B, 0.25)).aggregates
+    assert (found.difference.a, found.difference.b) == (pytest.approx(1 / 3), pytest.approx(0.55 / 0.75))
+    assert found.difference.se == pytest.approx(math.sqrt(0.41 / 9) / 0.75)
+    assert compare(make(A, 0.25), make(B, 0.5)).aggregates == ()
+
+
 def test_a_suite_is_not_compared_over_the_rest() -> None:
     suites = [("both", ("one", "two"), "accuracy")]
     a = answers(suites=suites, one=items_of(A), two=items_of(A))
@@ -175,7 +188,9 @@ def test_a_suite_is_not_compared_over_the_rest() -> None:
     assert "both: N/A, as the items of two are not in both" in found.notes
     assert "only the first has the items of two" in found.notes
     other = answers(suites=[("both", ("two", "one"), "accuracy")], one=items_of(B), two=items_of(B))
-    assert compare(a, other).notes == ("both: not compared, as the second has none of this name, score and members",)
+    assert compare(a, other).notes == (
+        "both: not compared, as the second has none of this name, score, members and chance",
+    )
 
 
 def test_losses_with_the_same_tokens_are_compared_in_nats() -> None:

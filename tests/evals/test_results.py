@@ -151,6 +151,17 @@ def test_a_suite_by_hand() -> None:
     assert aggregate(results(), name="both", members=("quiz", "cloze")).value == 0.5
 
 
+def test_a_suite_may_have_a_chance_of_its_own() -> None:
+    given = {"score": "centred", "members": ("quiz", "cloze"), "chance": {"quiz": 0.4}}
+    found = aggregate(results(), name="both", **given)
+    se = math.sqrt(1 / 12)
+    assert found.value == pytest.approx((0.1 / 0.6 + 1 / 2) / 2)
+    assert found.se == pytest.approx(math.hypot(se / 0.6, se) / 2)
+    assert found.chance == {"quiz": 0.4}
+    with pytest.raises(EvaluationError, match="chance of 'gone', which is no member"):
+        aggregate(results(), name="both", **given | {"chance": {"gone": 0.4}})
+
+
 def test_a_suite_with_a_gap_has_no_value_and_names_it() -> None:
     found = aggregate(results(), name="three", members=("quiz", "gone", "cloze"))
     assert (found.value, found.se, found.missing) == (None, None, ("gone",))

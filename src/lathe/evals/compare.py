@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean
+from typing import Any
 
 from lathe.errors import EvaluationError
 from lathe.evals.answers import Answers
-from lathe.evals.estimate import Z_95, estimate, holm, mcnemar, se_of_mean
-from lathe.evals.results import Aggregate, Interval, ItemResult, LossResult, ScoreName, TaskResult, centre
-from lathe.evals.summary import strata_of
+from lathe.evals.estimate import Z_95, estimate, holm, mcnemar
+from lathe.evals.results import Aggregate, Interval, ItemResult, LossResult, ScoreName, TaskResult
+from lathe.evals.summary import list_floors, mean_above, se_above, strata_of
 
 ASKED = ("kind", "shots", "normalisation", "average", "chance", "content")
 """What must be alike for two results of a task to be comparable; the seed too, where it drew examples."""
@@ -216,8 +216,8 @@ def _compare_aggregates(
     found = []
     for one in a.evaluation.aggregates:
         other = others.get(one.name)
-        if other is None or (one.members, one.score) != (other.members, other.score):
-            notes.append(f"{one.name}: not compared, as the second has none of this name, score and members")
+        if other is None or _measure_of(one) != _measure_of(other):
+            notes.append(f"{one.name}: not compared, as the second has none of this name, score, members and chance")
         elif one.missing and other.missing:
             notes.append(f"{one.name}: N/A in both, as it lacks tasks")
         elif missing := [member for member in one.members if member not in paired]:
@@ -227,18 +227,18 @@ def _compare_aggregates(
     return tuple(found)
 
 
+def _measure_of(suite: Aggregate) -> tuple[Any, ...]:
+    return suite.members, suite.score, suite.chance
+
+
 def _compare_aggregate(
-    suite: Aggregate, tasks: Sequence[TaskDifference], chances: Mapping[str, float]
+    suite: Aggregate, tasks: Sequence[TaskDifference], chance: Mapping[str, float]
 ) -> AggregateDifference:
-    """Average the members' differences; centred ones stand on a scale of 1 − chance."""
-    centred = suite.score == "centred"
-    scales = [1 - chances[task.task] if centred else 1.0 for task in tasks]
-    ses = [None if t.accuracy.se is None else t.accuracy.se / s for t, s in zip(tasks, scales, strict=True)]
-    a, b = (
-        fmean([centre(value(t), chances[t.task]) if centred else value(t) for t in tasks])
-        for value in (lambda t: t.accuracy.a, lambda t: t.accuracy.b)
-    )
-    return AggregateDifference(name=suite.name, score=suite.score, difference=_differ(a, b, se_of_mean(ses)))
+    floors = list_floors(suite.score, suite.members, {**chance, **suite.chance})
+    a = mean_above([task.accuracy.a for task in tasks], floors)
+    b = mean_above([task.accuracy.b for task in tasks], floors)
+    difference = _differ(a, b, se_above([task.accuracy.se for task in tasks], floors))
+    return AggregateDifference(name=suite.name, score=suite.score, difference=difference)
 
 
 def _compare_losses(a: Sequence[LossResult], b: Sequence[LossResult], notes: list[str]) -> tuple[LossDifference, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -64,7 +65,7 @@ class TaskPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """Hold a task's questions and the SHA-256 of the file they are from."""
+    """Hold a task's questions, and the SHA-256 of them as they are asked."""
 
     task: Task
     questions: tuple[Question, ...]
@@ -151,7 +152,8 @@ def _read(task: Task, path: Path, plan: TaskPlan) -> Asked:
     questions = ask(read_items(path, task.kind), task, shots=plan.shots, seed=plan.seed)
     if plan.limit is not None and plan.limit < len(questions):
         questions = [questions[i * len(questions) // plan.limit] for i in range(plan.limit)]
-    return Asked(task=task, questions=tuple(questions), content=hashlib.sha256(path.read_bytes()).hexdigest())
+    asked = json.dumps([[q.number, q.pairs, q.gold, q.answers, q.unconditional] for q in questions])
+    return Asked(task=task, questions=tuple(questions), content=hashlib.sha256(asked.encode()).hexdigest())
 
 
 def measure_losses(

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-Interval = tuple[float, float]
+from lathe.evals.results import Interval
 
 LEVEL = 0.95
 CELLS = 1024

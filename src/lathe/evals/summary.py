@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
-
-import numpy as np
+from statistics import fmean
+from typing import TYPE_CHECKING, get_args
 
 from lathe.errors import EvaluationError, nearest
 from lathe.evals.estimate import estimate, se_of_mean
@@ -21,7 +20,7 @@ def summarise(
     """Sum up a task's items.
 
     Args:
-        content: the SHA-256 of the file of items.
+        content: the SHA-256 of the questions as they are asked.
         seed: drew the examples.
         shots: the examples before each item, where not the task's own number.
 
@@ -90,17 +89,32 @@ def aggregate(
 
     Raises EvaluationError.
     """
-    given = dict(chance or {})
+    given, value, se = dict(chance or {}), None, None
     missing = tuple(member for member in members if member not in results)
-    value = se = None
     if members and not missing:
         found = [results[member] for member in members]
-        scales = [scale_of(score, given.get(m, task.chance)) for m, task in zip(members, found, strict=True)]
-        value = float(np.mean([scale(task.accuracy) for scale, task in zip(scales, found, strict=True)]))
-        se = se_of_mean([scale.spread(task.se) for scale, task in zip(scales, found, strict=True)])
-    return Aggregate(
-        name=name, score=score, value=value, se=se, members=tuple(members), missing=missing, chance=given
-    )
+        own = {member: results[member].chance for member in members}
+        floors = list_floors(score, members, own | given)
+        value = mean_above([task.accuracy for task in found], floors)
+        se = se_above([task.se for task in found], floors)
+    return Aggregate(name=name, score=score, value=value, se=se, members=tuple(members), missing=missing, chance=given)
+
+
+def list_floors(score: str, members: Sequence[str], chance: Mapping[str, float]) -> list[float]:
+    """List the accuracies that count as nothing: guessing's for a centred score, else 0. Raises EvaluationError."""
+    if score not in get_args(ScoreName):
+        raise EvaluationError(f"a suite has no score {score!r}{nearest(score, get_args(ScoreName))}")
+    return [chance[member] if score == "centred" else 0.0 for member in members]
+
+
+def mean_above(accuracies: Sequence[float], floors: Sequence[float]) -> float:
+    """Average accuracies, each on the scale from its floor to 1. Raises EvaluationError."""
+    return fmean(centre(accuracy, floor) for accuracy, floor in zip(accuracies, floors, strict=True))
+
+
+def se_above(ses: Sequence[float | None], floors: Sequence[float]) -> float | None:
+    """Give the standard error of `mean_above` from those of independent accuracies; None if one is unknown."""
+    return se_of_mean([None if se is None else se / (1 - floor) for se, floor in zip(ses, floors, strict=True)])
 
 
 def strata_of(items: Sequence[ItemResult], average: str, *, task: str) -> list[str] | None:

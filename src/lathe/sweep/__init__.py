@@ -1,0 +1,1 @@
+"""Train many recipes, and carry a study from data to the chosen model."""
