@@ -31,6 +31,7 @@ def evaluate(
     seq_len: int | None = None,
     stride: int | None = None,
     most_tokens: int | None = None,
+    split: Literal["held-out", "train"] = "held-out",
     text_key: str = "text",
     tasks: Tasks = (),
     data: Path = Path("."),
@@ -69,6 +70,7 @@ def evaluate(
         seq_len: tokens read at once for the loss; what the model was made for if not given.
         stride: tokens that strided windows move on; half of seq_len if not given.
         most_tokens: measure the loss on a fixed part of the text.
+        split: of datasets.
         text_key: of text in JSON lines and parquet files.
         data: the folder with the tasks' files of items (a missing one is named with where it is published).
         catalogue: a TOML file with tasks and suites of your own.
@@ -110,7 +112,13 @@ def evaluate(
         from lathe.evals.evaluate import evaluate as run
 
         text = TextPlan(
-            sources=loss, way=way, seq_len=seq_len, stride=stride, most_tokens=most_tokens, text_key=text_key
+            sources=loss,
+            way=way,
+            seq_len=seq_len,
+            stride=stride,
+            most_tokens=most_tokens,
+            split=split,
+            text_key=text_key,
         )
         with Progress("evaluating") as tell:
             answers = run(

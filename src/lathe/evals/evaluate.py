@@ -39,6 +39,7 @@ class TextPlan:
     seq_len: int | None = None
     stride: int | None = None
     most_tokens: int | None = None
+    split: str = "held-out"
     text_key: str = "text"
 
 
@@ -167,12 +168,15 @@ def measure_losses(
         raise EvaluationError("this model does not say how many tokens it reads; give seq_len")
     if scorer.max_tokens is not None and seq_len > scorer.max_tokens:
         raise EvaluationError(f"seq_len={seq_len} is more than the {scorer.max_tokens} tokens that the model reads")
-    sources = open_sources(plan.sources, scorer.words.tokenizer, scorer.vocab_size, text_key=plan.text_key)
+    sources = open_sources(
+        plan.sources, scorer.words.tokenizer, scorer.vocab_size, split=plan.split, text_key=plan.text_key
+    )
     return tuple(
         evaluate_loss(
             scorer.losses, source, way=plan.way, seq_len=seq_len, stride=plan.stride,
             batch_tokens=scorer.batch_tokens if batch_tokens is None else batch_tokens,
-            most_tokens=plan.most_tokens, seed=seed, device=scorer.device, progress=report,
+            most_tokens=plan.most_tokens, prefix=scorer.words.prefix if plan.way == "documents" else None,
+            seed=seed, device=scorer.device, progress=report,
         )
         for source in sources.values()
     )  # fmt: skip
