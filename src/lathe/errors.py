@@ -12,6 +12,7 @@
     ├── DataError         text or tokens that cannot be read, stored or mixed as asked
     ├── TrainingError     a training that went wrong, or was stopped
     ├── EvaluationError   an evaluation that cannot be run, or scores that cannot be trusted
+    ├── StudyError        a study or a sweep that cannot be carried out
     ├── CheckpointError   a model's files that cannot be read, or do not fit together
     ├── PresetError       a name that no preset has
     ├── MissingExtraError a feature whose optional packages are not installed
@@ -78,6 +79,10 @@ class EvaluationError(LatheError, ValueError):
     """Refuse an evaluation that cannot be run, or scores that cannot be trusted."""
 
 
+class StudyError(LatheError, ValueError):
+    """Refuse a study or a sweep that cannot be carried out."""
+
+
 class CheckpointError(LatheError, ValueError):
     """Refuse a model's files that cannot be read, or that do not fit together."""
 
@@ -109,6 +114,8 @@ EXTRAS = {
     "pyarrow": "data",
     "zstandard": "data",
     "lm_eval": "eval",
+    "submitit": "slurm",
+    "ray": "ray",
     "tensorboard": "track",
     "wandb": "track",
     "trackio": "track",

@@ -89,7 +89,8 @@ class TaskResult:
     """Hold a task's accuracy over its items, or over its categories as `average` says, and what was asked.
 
     `centred` is (accuracy − chance) / (1 − chance). `log_prob` is the right answer's, always averaged over items; None
-    for a task without options. `cut` counts the items that were too long, `content` is the SHA-256 of the questions as asked.
+    for a task without options. `cut` counts the items that were too long, `content` is the SHA-256 of the questions
+    as they were asked.
     """
 
     task: str

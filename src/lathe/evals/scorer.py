@@ -19,6 +19,7 @@ from lathe import documents
 from lathe.errors import CheckpointError, MissingExtraError, nearest
 from lathe.evals.tree import TreeBatch
 from lathe.hub.importing import CONFIG, read_foreign
+from lathe.model.cache import KVCache
 from lathe.model.checkpoint import (
     GENERATION,
     SHAPE,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 BACKENDS = ("auto", "lathe", "transformers")
-BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
+BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
 """Tokens of a batch, if not said: enough to fill the device; more only pads more."""
 WHOLE_LOGITS_BYTES = 2**28
 """What a foreign model's logits may take, which it gives at every place."""
@@ -108,11 +109,32 @@ class DecoderScorer:
     @torch.no_grad()
     def score(self, batch: TreeBatch) -> Scored:
         """Give the log-probabilities of a batch's targets."""
-        branches_bt = None if batch.branches_bt is None else self._send(batch.branches_bt)
-        x_btd = self.decoder.hidden(self._send(batch.tokens_bt), branches_bt=branches_bt)
-        x_nd = x_btd.flatten(0, 1)[self._send(batch.places_n)]
+        cache = self._allocate(batch) if batch.branches else None
+        states = []
+        for rows in batch.prefixes:
+            tokens_bt, first = self._send(rows.tokens_bt), int(rows.tree_b[0])
+            if cache is None:
+                x_btd = self.decoder.hidden(tokens_bt)
+            else:
+                x_btd = self.decoder.extend(tokens_bt, cache.rows(first, first + len(tokens_bt)))
+            states.append(x_btd.flatten(0, 1))
+        lengths = np.array([len(tree.prefix) for tree in batch.trees])
+        for rows in batch.branches:
+            assert cache is not None
+            before_b = lengths[rows.tree_b]
+            slots = int(before_b.max()) + rows.tokens_bt.shape[1]
+            picked = cache.pick(self._send(rows.tree_b), lengths_b=self._send(before_b), slots=slots)
+            longest = int((before_b + rows.lengths).max())
+            states.append(self.decoder.extend(self._send(rows.tokens_bt), picked, longest=longest).flatten(0, 1))
+        x_nd = torch.cat(states)[self._send(batch.places_n)]
         weight_vd = self.decoder.output_weight
         return Scored(*target_log_probs(x_nd, weight_vd, self._send(batch.at_m), self._send(batch.targets_m)))
+
+    def _allocate(self, batch: TreeBatch) -> KVCache:
+        dtype, slots = self.decoder.embedding.weight.dtype, batch.prefixes[0].tokens_bt.shape[1]
+        return KVCache.allocate(
+            self.decoder.shape, batch=len(batch.trees), slots=slots, dtype=dtype, device=self.device
+        )
 
     @torch.no_grad()
     def losses(self, tokens_bt: Tensor, targets_bt: Tensor, documents_bt: Tensor | None) -> Tensor:
@@ -149,8 +171,13 @@ class TransformersScorer:
     @torch.no_grad()
     def score(self, batch: TreeBatch) -> Scored:
         """Give the log-probabilities of a batch's targets."""
-        logits_btv = self.model(input_ids=self._send(batch.tokens_bt), use_cache=False).logits
-        logits_nv = logits_btv.flatten(0, 1)[self._send(batch.places_n)].float()
+        parts, begin = [], 0
+        for rows in batch.prefixes:
+            logits_btv = self.model(input_ids=self._send(rows.tokens_bt), use_cache=False).logits
+            here_n = batch.places_n[(batch.places_n >= begin) & (batch.places_n < begin + rows.tokens_bt.size)]
+            parts.append(logits_btv.flatten(0, 1)[self._send(here_n - begin)].float())
+            begin += rows.tokens_bt.size
+        logits_nv = torch.cat(parts)
         return Scored(*read_targets(logits_nv, self._send(batch.at_m), self._send(batch.targets_m)))
 
     @torch.no_grad()

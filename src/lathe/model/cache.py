@@ -50,6 +50,31 @@ class KVCache:
         self.start_b.copy_(torch.tensor([longest - n for n in lengths]))
         self.used, self.ragged = 0, min(lengths) < longest
 
+    def rows(self, first: int, last: int) -> KVCache:
+        """Give some of the rows as an empty cache of their own, which fills this one."""
+        return KVCache(
+            self.start_b[first:last], [x[first:last] for x in self.keys], [x[first:last] for x in self.values],
+            whole=self.whole,
+        )  # fmt: skip
+
+    def pick(self, rows_b: Tensor, *, lengths_b: Tensor, slots: int) -> KVCache:
+        """Copy the first `lengths_b` slots of rows, each row as often as it is named, to read on behind them.
+
+        The copies are aligned at their ends, as `begin` does with prompts, and there is room for `slots` in all.
+        """
+        used = int(lengths_b.max())
+        shift_b = used - lengths_b
+        slot_bs = (torch.arange(used, device=rows_b.device) - shift_b[:, None]).clamp(min=0)
+
+        def copy(kept: Tensor) -> Tensor:
+            found = kept.new_empty(len(rows_b), kept.shape[1], slots, kept.shape[3])
+            found[:, :, :used] = kept[rows_b[:, None], :, slot_bs].transpose(1, 2)
+            return found
+
+        picked = KVCache(shift_b, [*map(copy, self.keys)], [*map(copy, self.values)], whole=False)
+        picked.used, picked.ragged = used, True
+        return picked
+
     def write(self, visit: int, k_bgte: Tensor, v_bgte: Tensor, slots: Tensor | None) -> tuple[Tensor, Tensor]:
         """Store the new tokens' keys and values, and give all that attention may read."""
         keys, values = self.keys[visit], self.values[visit]

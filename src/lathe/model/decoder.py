@@ -15,15 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from lathe.errors import WorkloadError
-from lathe.model.attention import (
-    Attention,
-    Window,
-    branch_mask,
-    branch_positions,
-    document_mask,
-    document_positions,
-    rotary_tables,
-)
+from lathe.model.attention import Attention, Window, document_mask, document_positions, rotary_tables
 from lathe.model.cache import KVCache
 from lathe.model.linear import Linear, project
 from lathe.model.loss import Losses, chunked_losses
@@ -98,20 +90,12 @@ class Decoder(nn.Module):
         """Give the logits at every position, [b, t, v]."""
         return self.logits(self.hidden(tokens_bt, documents_bt=documents_bt))
 
-    def hidden(
-        self, tokens_bt: Tensor, *, documents_bt: Tensor | None = None, branches_bt: Tensor | None = None
-    ) -> Tensor:
+    def hidden(self, tokens_bt: Tensor, *, documents_bt: Tensor | None = None) -> Tensor:
         """Give the final hidden states, [b, t, d].
 
         `documents_bt` holds ids that change where a new document begins: no token sees another document, and positions
-        restart. `branches_bt` is 0 on a row's first tokens and changes where a branch begins: each branch goes on from
-        the shared prefix and sees no other; the longest with its prefix must fit learned positions.
-
-        Raises WorkloadError for more tokens than learned positions.
+        restart. Raises WorkloadError for more tokens than learned positions.
         """
-        if branches_bt is not None:
-            mask = branch_mask(branches_bt, self.embedding.weight.dtype)
-            return self._run(tokens_bt, branch_positions(branches_bt), mask=mask)
         check_positions(self.shape, tokens_bt.shape[1])
         if documents_bt is None:
             positions_bt = torch.arange(tokens_bt.shape[1], device=tokens_bt.device)[None]
@@ -143,20 +127,24 @@ class Decoder(nn.Module):
         x_nd = self.hidden(tokens_bt, documents_bt=documents_bt).flatten(0, 1)
         return chunked_losses(x_nd, self.output_weight, targets_bt.flatten(), z_weight=z_weight, chunk=chunk)
 
-    def extend(self, tokens_bt: Tensor, cache: KVCache) -> Tensor:
+    def extend(self, tokens_bt: Tensor, cache: KVCache, *, longest: int | None = None) -> Tensor:
         """Read more tokens after those in the cache: gives their final hidden states and fills the cache.
 
         In a ragged batch the tokens before a prompt's start are padding: whatever they are, no other token sees them.
+        So is what stands behind each row's last token, where rows differ; `longest` is then the longest sequence's
+        length with what the cache holds of it, and must fit learned positions.
         """
         t = tokens_bt.shape[1]
         if cache.used + t > cache.slots:
             raise WorkloadError(f"{cache.used + t} tokens do not fit in a cache of {cache.slots}; make a longer one")
-        check_positions(self.shape, cache.used + t)
+        check_positions(self.shape, cache.used + t if longest is None else longest)
         slots_t = torch.arange(cache.used, cache.used + t, device=tokens_bt.device)
         seen = cache.slots if cache.whole else cache.used + t
         plain = not cache.ragged and not cache.whole and (t == 1 or cache.used == 0)
         mask = None if plain else cache_mask(cache, slots_t, seen)
         positions_bt = (slots_t - cache.start_b[:, None]).clamp(min=0) if cache.ragged else slots_t[None]
+        if longest is not None:
+            positions_bt = positions_bt.clamp(max=longest - 1)
         x_btd = self._run(tokens_bt, positions_bt, mask=mask, cache=cache, slots=slots_t if cache.whole else None)
         cache.used += t
         return x_btd

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from html import escape
-from string import Template
 from typing import TYPE_CHECKING, Any
 
 from lathe.errors import MissingExtraError
+from lathe.report.html_parts import DRAW, PAGE, STYLE
 from lathe.report.theme import DARK, FONT, LIGHT, Theme, chart_config
 
 if TYPE_CHECKING:
@@ -50,12 +50,15 @@ class Section:
     """One part of a page: a heading, a sentence or two, points, and what they are about.
 
     A chart comes without title, width or theme: the page gives it those. With a readout, its sliders and what they
-    choose stand above it.
+    choose stand above it. `verbatim` keeps its line breaks. A section with a `part` begins that part of the page, which
+    the page's head then links to.
     """
 
+    part: str = ""
     heading: str = ""
     text: str = ""
     points: Sequence[str] = ()
+    verbatim: str = ""
     chart: AnyChart | None = None
     readout: Readout | None = None
     table: DataTable | None = None
@@ -84,12 +87,13 @@ def render_page(page: Page) -> str:
     specs = [_spec(chart) for chart in charts]
     numbers = iter(range(len(charts)))
     sections = "\n".join(_section(s, None if s.chart is None else next(numbers)) for s in page.sections)
-    return _PAGE.substitute(
+    return PAGE.substitute(
         title=escape(page.title),
-        style=_STYLE.substitute(font=FONT, light=_variables(LIGHT), dark=_variables(DARK)),
+        style=STYLE.substitute(font=FONT, light=_variables(LIGHT), dark=_variables(DARK)),
         lead="".join(f'<p class="lead">{escape(line)}</p>' for line in page.lead),
         figures=_figures(page.figures),
         notes="".join(f'<p class="note">{_text(note)}</p>' for note in page.notes),
+        contents=_contents(page.sections),
         sections=sections,
         scripts=_scripts(specs) if specs else "",
     )
@@ -103,19 +107,33 @@ def _spec(chart: Any) -> dict[str, Any]:
     return {key: value for key, value in spec.items() if key not in ("$schema", "config")}
 
 
+def _contents(sections: Sequence[Section]) -> str:
+    """Link to a page's parts, where it has any."""
+    links = "".join(f'<a href="#{_anchor(s.part)}">{escape(s.part)}</a>' for s in sections if s.part)
+    return f'<nav aria-label="Parts of this page">{links}</nav>\n' if links else ""
+
+
+def _anchor(part: str) -> str:
+    return re.sub(r"\W+", "-", part.lower())
+
+
 def _section(section: Section, chart: int | None) -> str:
-    parts = [f"<h2>{escape(section.heading)}</h2>"] if section.heading else []
+    parts = [f'<p class="part">{escape(section.part)}</p>'] if section.part else []
+    parts += [f"<h2>{escape(section.heading)}</h2>"] if section.heading else []
     if section.text:
         parts.append(f"<p>{_text(section.text)}</p>")
     if section.points:
         parts.append(f"<ul>{''.join(f'<li>{_text(point)}</li>' for point in section.points)}</ul>")
+    if section.verbatim:
+        parts.append(f"<pre>{escape(section.verbatim)}</pre>")
     if chart is not None and section.readout is not None:
         parts.append(_readout(section.readout, chart))
     if chart is not None:
         parts.append(f'<div class="chart" id="chart-{chart}" role="img" aria-label="{escape(section.heading)}"></div>')
     if section.table is not None:
         parts.append(_table(section.table))
-    return f"<section>{''.join(parts)}</section>"
+    begins = f' class="begins" id="{_anchor(section.part)}"' if section.part else ""
+    return f"<section{begins}>{''.join(parts)}</section>"
 
 
 def _readout(readout: Readout, chart: int) -> str:
@@ -132,7 +150,7 @@ def _table(table: DataTable) -> str:
 
     def cells(tag: str, row: Sequence[Cell]) -> str:
         return "".join(
-            f"<{tag}{' class=number' if n else ''}>{escape(_show(c))}</{tag}>"
+            f"<{tag}{' class=number' if n else ''}>{escape(show_cell(c))}</{tag}>"
             for c, n in zip(row, numeric, strict=True)
         )
 
@@ -146,7 +164,8 @@ def _text(text: str) -> str:
     return escape(text).replace(" %", "&nbsp;%")
 
 
-def _show(cell: Cell) -> str:
+def show_cell(cell: Cell) -> str:
+    """Write a cell: floats to four digits, a dash for what there is not."""
     if cell is None:
         return "–"
     if isinstance(cell, float):
@@ -167,7 +186,7 @@ def _scripts(specs: Sequence[dict[str, Any]]) -> str:
     return (
         f"<script>{_safe(_bundle())}</script>\n"
         f'<script type="application/json" id="charts">{_json(specs)}</script>\n'
-        f"<script>const configs = {_json(configs)};{_DRAW}</script>"
+        f"<script>const configs = {_json(configs)};{DRAW}</script>"
     )
 
 
@@ -196,103 +215,3 @@ def _bundle() -> str:
 def _variables(theme: Theme) -> str:
     names = ("paper", "ink", "muted", "line", "accent")
     return " ".join(f"--{name}: {getattr(theme, name)};" for name in names)
-
-
-_PAGE = Template("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>$title</title>
-<style>$style</style>
-</head>
-<body>
-<main>
-<header><h1>$title</h1>$lead$figures$notes</header>
-$sections
-<footer>Made by Lathe.</footer>
-</main>
-$scripts
-</body>
-</html>
-""")
-
-_STYLE = Template("""
-:root { color-scheme: light dark; $light }
-@media (prefers-color-scheme: dark) { :root { $dark } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink); font: 15px/1.5 $font; }
-main { max-width: 920px; margin: 0 auto; padding: 32px 20px 48px; }
-h1 { font-size: 26px; line-height: 1.25; margin: 0 0 8px; letter-spacing: -.01em; }
-h2 { font-size: 17px; margin: 0 0 4px; }
-p { margin: 0 0 12px; color: var(--muted); max-width: 68ch; }
-section { margin-top: 36px; padding-top: 24px; border-top: 1px solid var(--line); }
-.lead { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: 13px; margin: 0 0 4px;
-  overflow-wrap: anywhere; }
-.note { border-left: 3px solid var(--accent); padding-left: 12px; margin-top: 12px; }
-dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 16px; margin: 24px 0 0; }
-dt { color: var(--muted); font-size: 12.5px; line-height: 1.35; }
-dd { margin: 2px 0 0; font-size: 21px; font-weight: 600; font-variant-numeric: tabular-nums; }
-ul { margin: 8px 0 12px; padding-left: 18px; color: var(--muted); max-width: 68ch; }
-li { margin: 4px 0; }
-.controls { display: grid; grid-template-columns: repeat(auto-fit, minmax(250px, 1fr)); gap: 4px 32px; }
-.controls label { display: grid; grid-template-columns: 1fr auto; font-size: 12.5px; color: var(--muted); }
-.controls input { grid-row: 2; grid-column: 1 / 3; width: 100%; margin: 4px 0; accent-color: var(--accent); }
-.controls label span:last-child { color: var(--ink); font-weight: 600; font-variant-numeric: tabular-nums; }
-.readout { display: flex; flex-wrap: wrap; gap: 6px 22px; min-height: 66px; margin: 10px 0 24px; padding: 10px 14px;
-  border: 1px solid var(--line); border-radius: 8px; }
-.readout dd { font-size: 15px; white-space: nowrap; }
-.chart { width: 100%; min-height: 120px; }
-.chart.vega-embed, .chart.vega-embed.has-actions { padding-right: 0; display: block; }
-.chart.vega-embed summary { background: none; border: 0; box-shadow: none; color: var(--muted); opacity: .5;
-  top: -28px; }
-.chart svg { max-width: 100%; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums; margin-top: 8px; }
-th, td { text-align: left; padding: 5px 16px 5px 0; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th { font-weight: 600; }
-.number { text-align: right; }
-footer { margin-top: 40px; font-size: 12.5px; color: var(--muted); }
-@media (max-width: 480px) { main { padding: 20px 14px 32px; } h1 { font-size: 21px; } dd { font-size: 18px; } }
-@media print { section { break-inside: avoid; } }
-""")
-
-_DRAW = """
-const specs = JSON.parse(document.getElementById("charts").textContent);
-const dark = matchMedia("(prefers-color-scheme: dark)");
-let charts = [];
-async function draw() {
-  const moved = charts.map(chart => chart.view.getState().signals);
-  charts.forEach(chart => chart.finalize());
-  const actions = {export: true, source: false, compiled: false, editor: false};
-  const tooltip = {theme: dark.matches ? "dark" : "light"};
-  const config = configs[dark.matches ? "dark" : "light"];
-  charts = await Promise.all(specs.map(async (spec, i) => {
-    const [controls, readout] = ["controls-", "readout-"].map(id => document.getElementById(id + i));
-    controls?.replaceChildren();
-    const bind = controls ?? undefined;
-    const options = {mode: "vega-lite", renderer: "svg", actions, tooltip, config, bind};
-    const chart = await vegaEmbed("#chart-" + i, spec, options);
-    for (const {name, bind} of spec.params ?? [])
-      if (bind?.input && moved[i]) chart.view.signal(name, moved[i][name]);
-    if (readout) listen(chart, readout);
-    await chart.view.runAsync();
-    return chart;
-  }));
-}
-function listen(chart, node) {
-  const {layer, fields, empty} = JSON.parse(node.dataset.readout);
-  const source = chart.vgSpec.marks.find(mark => mark.name === layer + "_marks").from.data;
-  const write = (_, rows) => node.replaceChildren(...(rows.length ? fields.map(([what, field]) => {
-    const card = document.createElement("div");
-    for (const [tag, text] of [["dt", what], ["dd", rows[0][field]]])
-      card.appendChild(document.createElement(tag)).textContent = text;
-    return card;
-  }) : [empty]));
-  write("", chart.view.data(source));
-  chart.view.addDataListener(source, write);
-}
-dark.addEventListener("change", draw);
-draw();
-"""

@@ -14,6 +14,14 @@ from lathe.design.choice import Choice, Plan
 from lathe.design.limits import Limit
 from lathe.report.html import Readout
 from lathe.report.latency_tables import format_bytes, format_seconds
+from lathe.report.plan_marks import (
+    Trained,
+    mark_best,
+    mark_edge,
+    mark_nearest,
+    mark_published,
+    mark_trained,
+)
 from lathe.report.tables import format_count
 
 if TYPE_CHECKING:
@@ -34,20 +42,16 @@ NEARBY = 2.5
 """A budget up to this many times what any shape takes is where its slider ends; beyond, the shapes are."""
 WORSE = 1.2
 """Shapes with more than this many times the lowest loss, and not needed to show the best, are off the chart."""
-EDGE = 0.18
-"""The share of the chart's width, at its left, that is no place for a name to end in."""
-MOST = 0.64
-"""The share beyond which a name cannot begin."""
-LABELS = 4
-APART = 0.06
-"""Names nearer to each other, as a share of the chart's height, would hide one another."""
 _FITS = f"datum.total <= {LATENCY} && datum.memory <= {MEMORY}"
 
 
-def chart_plan(plan: Plan) -> alt.LayerChart:
+def chart_plan(plan: Plan, *, trained: Sequence[Trained] = ()) -> alt.LayerChart:
     """Chart cost against total latency: alternatives, front, published shapes, and the best within two movable budgets.
 
     Cost is predicted loss, or a whole life's FLOPs where the budget names a target loss.
+
+    Args:
+        trained: shapes that were trained since, to mark where they came out; their cost is the true loss.
     """
     import altair as alt
 
@@ -56,7 +60,7 @@ def chart_plan(plan: Plan) -> alt.LayerChart:
     room = (_find(plan, "memory_bytes") or math.inf) / 1e9
     memory = _param(MEMORY, [row["memory"] for row in rows], room, "memory, at most (GB)")
     top = find_top(plan, rows)
-    x, y = _axes(plan, rows, top)
+    x, y = _axes(plan, rows, top, trained)
     base = alt.Chart(alt.InlineData(values=rows))
     held = base.transform_filter(f"datum.memory <= {MEMORY}")
     front = held.transform_window(
@@ -72,15 +76,18 @@ def chart_plan(plan: Plan) -> alt.LayerChart:
         band = front.mark_area(style="band", interpolate="step-after", clip=True)
         layers.append(band.encode(x=x, y=y("low"), y2="high:Q"))
     layers.append(front.mark_line(style="curve", interpolate="step-after", clip=True).encode(x=x, y=y("cost")))
-    layers.append(_edge(x))
+    layers.append(mark_edge(x, LATENCY))
     specks = base.mark_point(style="speck", filled=True, size=16, clip=True)
     layers.append(specks.encode(x=x, y=y("cost"), opacity=alt.condition(_FITS, alt.value(0.5), alt.value(0.2))))
     dots = front.mark_point(style="dot", filled=True, size=30, clip=True)
     layers.append(dots.encode(x=x, y=y("cost"), opacity=fits))
-    layers += _published(plan, x, y, fits, tooltip)
+    published = [_row(plan, choice) for choice in plan.references]
+    layers += mark_published(published, x, y, fits, tooltip)
     # Larger than what is seen, so that a finger finds it.
     layers.append(base.mark_point(filled=True, size=90, opacity=0, clip=True).encode(x=x, y=y("cost"), tooltip=tooltip))
-    layers += [*_nearest(plan, rows, x, y), *_highlight(best, x, y, tooltip)]
+    nearest = [row for row in rows if plan.nearest is not None and row["name"] == plan.nearest.name]
+    layers += [*mark_trained(trained, x, y), *mark_nearest(nearest[:1], x, y)]
+    layers += mark_best(best, x, y, tooltip, name=ANSWER)
     chart: Any = alt.layer(*layers)
     return chart.add_params(latency, memory).properties(height=HEIGHT)
 
@@ -168,15 +175,16 @@ def find_top(plan: Plan, rows: Sequence[Row]) -> float:
     return min(highest, max([WORSE * min(row["cost"] for row in rows), *(1.05 * c.loss for c in plan.choices[:1])]))
 
 
-def _axes(plan: Plan, rows: Sequence[Row], top: float) -> tuple[Any, Any]:
+def _axes(plan: Plan, rows: Sequence[Row], top: float, trained: Sequence[Trained]) -> tuple[Any, Any]:
     """Make the encodings of latency and of cost, the same for all layers and wherever the sliders stand."""
-    times = [row["total"] for row in rows if row["cost"] <= top]
+    times = [row["total"] for row in rows if row["cost"] <= top] + [one.total for one in trained]
     x = _encode(times, "total latency (s)", log=max(times) > WIDE * min(times))("X", "total")
     ends = [row[key] for row in rows for key in ("low", "cost", "high") if key in row]
     if plan.budget.target_loss is not None:
         cost = _encode(ends, "life cost (FLOPs)", log=True)
         return x, lambda field: cost("Y", field)
-    cost = _encode([min(end, top) for end in ends], "predicted loss (nats per token)", log=False)
+    ends = [min(end, top) for end in ends] + [one.cost for one in trained]
+    cost = _encode(ends, f"{'' if trained else 'predicted '}loss (nats per token)", log=False)
     return x, lambda field: cost("Y", field)
 
 
@@ -197,80 +205,6 @@ def _encode(values: Sequence[float], title: str, *, log: bool) -> Callable[[str,
         return getattr(alt, channel)(field, type="quantitative", title=title, scale=scale, axis=axis)
 
     return encode
-
-
-def _edge(x: Any) -> alt.LayerChart:
-    """Draw the latency budget, and veil what lies beyond it."""
-    import altair as alt
-
-    at = alt.Chart(alt.InlineData(values=[{}])).transform_calculate(total=LATENCY, text=f"'≤ ' + {LATENCY} + ' s'")
-    end = x.to_dict()["scale"]["domain"][1]
-    edge: Any = alt.layer(
-        at.mark_rect(style="veil", clip=True).encode(x=x, x2=alt.X2Datum(end)),
-        at.mark_rule(style="reference", clip=True).encode(x=x),
-        at.mark_text(style="equal-text", align="right", dx=-4, clip=True).encode(x=x, y=alt.value(6), text="text:N"),
-    )
-    return edge
-
-
-def _published(plan: Plan, x: Any, y: Any, fits: Any, tooltip: list[Any]) -> list[Any]:
-    """Mark published shapes, and name the best of them where there is room."""
-    import altair as alt
-
-    rows = [_row(plan, choice) for choice in plan.references]
-    if not rows:
-        return []
-    low, high = y("cost").to_dict()["scale"]["domain"]
-    named: list[Row] = []
-    for row in rows:
-        near = any(abs(row["cost"] - other["cost"]) < APART * (high - low) for other in named)
-        if not near and row["cost"] < high and len(named) < LABELS:
-            named.append({**row, "label": row["name"].split(" (")[0]})
-    marks = alt.Chart(alt.InlineData(values=rows)).mark_point(
-        style="ring", filled=True, shape="diamond", size=40, clip=True
-    )
-    left, right = (alt.Chart(alt.InlineData(values=named)).transform_filter(where) for where in _halve(x, MOST))
-    texts = (
-        left.mark_text(style="equal-text", align="left", dx=8, dy=-8),
-        right.mark_text(style="equal-text", align="right", dx=-8, dy=-20),
-    )
-    return [
-        marks.encode(x=x, y=y("cost"), opacity=fits, tooltip=tooltip),
-        *(text.encode(x=x, y=y("cost"), text="label:N") for text in texts),
-    ]
-
-
-def _nearest(plan: Plan, rows: Sequence[Row], x: Any, y: Any) -> list[Any]:
-    """Name the nearest shape where nothing fits, if it is among those shown."""
-    import altair as alt
-
-    found = [row for row in rows if plan.nearest is not None and row["name"] == plan.nearest.name]
-    named = [{**row, "label": f"nearest: {row['name']}"} for row in found[:1]]
-    return _write_best(alt.Chart(alt.InlineData(values=named)), x, y("cost")) if named else []
-
-
-def _highlight(best: Any, x: Any, y: Any, tooltip: list[Any]) -> list[Any]:
-    """Ring the best shape and name it."""
-    ring = best.mark_point(style="best", filled=False, size=190, opacity=1).encode(x=x, y=y("shown"), tooltip=tooltip)
-    return [ring.properties(name=ANSWER), *_write_best(best, x, y("shown"))]
-
-
-def _write_best(base: Any, x: Any, y: Any) -> list[Any]:
-    """Write a label below its point and to the left, where a front has nothing; at the left edge, above and right."""
-    left, right = (base.transform_filter(where) for where in _halve(x, EDGE))
-    texts = (
-        left.mark_text(style="best-text", align="left", dx=10, dy=-12),
-        right.mark_text(style="best-text", align="right", dx=-10, dy=14),
-    )
-    return [text.encode(x=x, y=y, text="label:N") for text in texts]
-
-
-def _halve(x: Any, share: float) -> tuple[str, str]:
-    """Tell what lies in the left share of an axis from what does not."""
-    scale = x.to_dict()["scale"]
-    low, high = scale["domain"]
-    at = low ** (1 - share) * high**share if scale["type"] == "log" else low + share * (high - low)
-    return f"datum.total < {at}", f"datum.total >= {at}"
 
 
 def _find(plan: Plan, name: str) -> float | None:

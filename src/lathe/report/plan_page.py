@@ -34,7 +34,7 @@ def plan_page(plan: Plan) -> Page:
     reasons = [note for note in plan.notes if not note.startswith(CAUTIONS)]
     sections = [_chart(plan)] if plan.alternatives else []
     if reasons:
-        sections.append(Section(heading="Why this shape", points=[_sentence(note) for note in reasons]))
+        sections.append(Section(heading="Why this shape", points=[write_sentence(note) for note in reasons]))
     if plan.choices:
         sections.append(_choices(plan))
     sections.append(_limits(plan))
@@ -44,7 +44,7 @@ def plan_page(plan: Plan) -> Page:
         title=f"Plan: {plan.choices[0].name}" if plan.choices else "Plan: nothing fits the budget",
         lead=_lead(plan),
         figures=_answer(plan, plan.choices[0]) if plan.choices else _nearest(plan),
-        notes=[_sentence(note) for note in cautions],
+        notes=[write_sentence(note) for note in cautions],
         sections=sections,
     )
 
@@ -213,7 +213,7 @@ def _share(value: float) -> str:
     return f"{value:.0%}".replace("%", " %")
 
 
-def _sentence(note: str) -> str:
+def write_sentence(note: str) -> str:
     """Begin a note with a capital, unless code begins it, and end it with a stop."""
     plain = note.split(" ")[0].rstrip(":").isalpha()
     return (note[:1].upper() if plain else note[:1]) + note[1:] + ("" if note.endswith((".", "!", "?")) else ".")

@@ -118,7 +118,7 @@ def _styles(theme: Theme) -> dict[str, dict[str, Any]]:
         "curve": {"strokeWidth": 2},
         "speck": {"opacity": 0.4},
         "dot": {"opacity": 0.9, "stroke": theme.paper, "strokeWidth": 0.7},
-        "whisker": {"strokeWidth": 1.2, "opacity": 0.5},
+        "whisker": {"color": theme.accent, "strokeWidth": 1.2, "opacity": 0.5},
         "reference": {"color": theme.muted, "strokeWidth": 1, "strokeDash": [4, 3]},
         "noise": {"color": theme.muted, "opacity": 0.1, "strokeWidth": 0},
         "iso": {"color": theme.ink, "strokeWidth": 0.9, "opacity": 0.75},

@@ -1,0 +1,223 @@
+"""Read what a study is asked: on which data, from which law, for which device and budget.
+
+A study is a TOML file, `examples/` has several. Its tables are the words below; paths in it are relative to the file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from lathe import codec, documents
+from lathe.errors import StudyError, nearest
+from lathe.workload import Workload
+
+KIND = "study"
+STUDIES = Path(__file__).parents[1] / "presets" / "studies"
+MEDIAN = "median"
+PATHS = {
+    "text": ("dataset", "tokenizer", "inputs"),
+    "law": ("runs", "file"),
+    "grid": ("file",),
+    "device": ("file",),
+    "evaluate": ("folder", "catalogue", "losses"),
+}
+"""Keys that hold paths, by table."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Text:
+    """Say what models are trained and held out on: a built `dataset`, files to build one from, or the built-in corpus.
+
+    Files need a `tokenizer`, or one of `vocab_size` is trained on them.
+    """
+
+    dataset: str | None = None
+    inputs: tuple[str, ...] = ()
+    builtin: bool = False
+    limit_bytes: int | None = None
+    tokenizer: str | None = None
+    vocab_size: int = 8192
+    held_out: float = 0.01
+    text_key: str = "text"
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("dataset", "inputs", "builtin") if getattr(self, name)]
+        if len(given) != 1:
+            raise StudyError(
+                f"[text] gives {' and '.join(given) or 'no text'}; give one of dataset, inputs and builtin = true"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fitting:
+    """Say which law to go by: fitted to the sweep's runs, to those of a table (`runs`), or in a `file`."""
+
+    form: str = "auto"
+    draws: int = 1000
+    folds: str = "auto"
+    runs: str | None = None
+    where: str | None = None
+    validation: str | None = None
+    file: str | None = None
+    level: float = 0.9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Say where the model will serve: a `preset`, a device's `file`, or this machine, measured.
+
+    `shapes` are how many of the sweep's shapes, the most different ones, are measured to calibrate this machine.
+    """
+
+    preset: str | None = None
+    file: str | None = None
+    device: str = "cpu"
+    threads: int | None = None
+    engine: Literal["eager", "compile", "graph"] = "eager"
+    shapes: int = 5
+    runs: int | None = None
+
+    @property
+    def here(self) -> bool:
+        """Say whether it is this machine, so that candidates can be measured."""
+        return self.preset is None and self.file is None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """Hold whole numbers from one to another."""
+
+    start: int
+    stop: int
+    step: int = 1
+
+    def __post_init__(self) -> None:
+        if self.start < 1 or self.step < 1 or self.stop < self.start:
+            raise StudyError(f"start={self.start}, stop={self.stop}, step={self.step} is no span of numbers above zero")
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """List them, the last one included."""
+        return tuple(range(self.start, self.stop + 1, self.step))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planning:
+    """Say what to plan: shapes of `min_params` to `params`, trained on `tokens`, within the budget.
+
+    `total_s` may be "median": the median latency of all those shapes, so that half of them are too slow. At most
+    `most_flops` times the FLOPs of the largest run are asked of the law. The best `top` are trained.
+    """
+
+    tokens: int
+    params: float
+    min_params: float | None = None
+    total_s: float | Literal["median"] | None = None
+    per_token_s: float | None = None
+    first_token_s: float | None = None
+    memory_bytes: float | None = None
+    d_model: Span | None = None
+    n_layers: Span | None = None
+    d_heads: tuple[int, ...] | None = None
+    ff_multiple: int | None = None
+    assume: tuple[str, ...] = ()
+    like: str | None = None
+    most_flops: float | None = None
+    top: int = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Questions:
+    """Say what the trained candidates are asked beside their held-out loss.
+
+    `continuations` items are made from held-out text: tell how a passage goes on. `tasks` are the catalogue's, with
+    their files in `folder`.
+    """
+
+    continuations: int = 0
+    tasks: tuple[str, ...] = ()
+    folder: str = "."
+    catalogue: str | None = None
+    losses: tuple[str, ...] = ()
+    shots: int | None = None
+    limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launching:
+    """Say how trainings are run: by which launcher, with what settings of its own."""
+
+    launcher: str = "local"
+    retries: int = 1
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """Hold a study as it is asked; `grid` is a sweep's document (see `lathe.sweep.grid`), None for a law from elsewhere."""
+
+    name: str = "study"
+    seed: int = 0
+    text: Text | None = None
+    grid: dict[str, Any] | None = None
+    law: Fitting = Fitting()
+    device: Target = Target()
+    workload: Workload
+    plan: Planning
+    evaluate: Questions = Questions()
+    launch: Launching = Launching()
+    training: dict[str, Any] = field(default_factory=dict)
+    prompt: str | None = None
+    export: Literal["hf", "gguf", "none"] = "hf"
+
+    def __post_init__(self) -> None:
+        if (self.grid is None) == (self.law.runs is None and self.law.file is None):
+            wanted = "[grid] to sweep, or [law] runs or file"
+            raise StudyError(f"the law comes from {'both' if self.grid else 'nowhere'}; give one of {wanted}")
+        if self.grid is not None and self.text is None:
+            raise StudyError("a [grid] needs [text] to train on")
+
+    def with_seed(self, seed: int) -> Study:
+        """Give the same study with another seed."""
+        return dataclasses.replace(self, seed=seed)
+
+
+def load_study(given: str | Path) -> Study:
+    """Read a study: a file, or one of Lathe's own by name, such as quickstart.
+
+    Raises CodecError for keys and values that there are not, StudyError for what makes no study.
+    """
+    path = Path(given)
+    if not path.suffix:
+        path = STUDIES / f"{given}.toml"
+        if not path.is_file():
+            known = [p.stem for p in STUDIES.glob("*.toml")]
+            raise StudyError(f"there is no study {str(given)!r}{nearest(str(given), known)} (a file ends in .toml)")
+    body = codec.untag(documents.read_document(path), kind=KIND, source=str(path), required=False)
+    try:
+        return codec.decode(Study, _place(body, path.parent), source=str(path))
+    except StudyError as error:
+        raise StudyError(f"{path}: {error}") from error
+
+
+def _place(body: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Read paths as relative to the file, so that a study can be run from anywhere."""
+    found = dict(body)
+    for table, keys in PATHS.items():
+        if isinstance(found.get(table), dict):
+            found[table] = {k: _lasting(v, folder) if k in keys else v for k, v in found[table].items()}
+    return found
+
+
+def _lasting(value: Any, folder: Path) -> Any:
+    """Make a path absolute where there is such a file; a preset's name stays as it is."""
+    if isinstance(value, list):
+        return [_lasting(one, folder) for one in value]
+    if isinstance(value, str) and (folder / value).exists():
+        return os.path.abspath(folder / value)
+    return value
