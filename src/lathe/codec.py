@@ -117,6 +117,8 @@ def untag(
 
 
 def _decode(wanted: Any, data: Any, *, source: str, key: str) -> Any:
+    if wanted is Any:
+        return data
     origin, args = get_origin(wanted), get_args(wanted)
     if dataclasses.is_dataclass(wanted) and isinstance(wanted, type):
         return _decode_word(wanted, data, source=source, key=key)

@@ -67,11 +67,10 @@ def table(page: Page, heading: str) -> list[list[Any]]:
 
 
 def rows_of(page: Page, heading: str, key: str) -> list[dict[str, Any]]:
-    """Give the rows of a chart's last layer that has a field."""
+    """Give the rows of all of a chart's layers that have a field."""
     chart = section(page, heading).chart
     assert chart is not None
-    found = [rows for rows in chart.to_dict()["datasets"].values() if rows and key in rows[0]]
-    return found[-1]
+    return [row for rows in chart.to_dict()["datasets"].values() for row in rows if key in row]
 
 
 def test_the_answer_comes_first(page, result):
@@ -146,22 +145,20 @@ def derive(result: StudyResult) -> list[float]:
         found += [one.true_loss - other.true_loss for other in result.candidates]
         found += [rival.predicted_loss - one.predicted_loss for rival in result.rivals]
     costs = result.costs.values()
-    return found + [sum(c.seconds for c in costs), sum(c.flops for c in costs), sum(c.runs for c in costs)]
+    return [*found, sum(c.seconds for c in costs), sum(c.flops for c in costs), sum(c.runs for c in costs)]
 
 
-def digits(text: str) -> float:
+def half_digit(text: str) -> float:
     """Give the half of a number's last digit."""
     mantissa, _, power = text.partition("e")
-    decimals = len(mantissa.partition(".")[2])
-    whole = mantissa.lstrip("+-").rstrip("0") if not decimals else ""
-    trailing = len(mantissa.lstrip("+-")) - len(whole) if whole else 0
-    return 0.5 * 10.0 ** (int(power or 0) + trailing - decimals)
+    return 0.5 * 10.0 ** (int(power or 0) - len(mantissa.partition(".")[2]))
 
 
-@pytest.mark.parametrize("part", ["", "answer", "prediction-and-truth", "costs", "provenance"])
+@pytest.mark.parametrize("part", ["", "answer", "prediction-and-truth", "evaluation", "costs", "provenance"])
 def test_every_number_is_the_jsons(study, page, part):
     result, folder = study
-    document = leaves(json.loads((folder / "result.json").read_text()))
+    files = [folder / "result.json", *(folder.glob("evaluations/*.json") if part == "evaluation" else ())]
+    document = [leaf for file in files for leaf in leaves(json.loads(file.read_text()))]
     words = {leaf for leaf in document if isinstance(leaf, str)}
     numbers = [float(leaf) for leaf in document if isinstance(leaf, int | float)] + derive(result)
     seen = 0
@@ -169,7 +166,7 @@ def test_every_number_is_the_jsons(study, page, part):
         if where != part or cell in words:
             continue
         for text, unit in NUMBER.findall(cell):
-            shown, room = float(text) * SCALES[unit], digits(text) * SCALES[unit]
+            shown, room = float(text) * SCALES[unit], half_digit(text) * SCALES[unit]
             assert any(abs(shown - number) <= room * (1 + 1e-6) for number in numbers), f"{text} {unit} in {cell!r}"
             seen += 1
     assert seen >= 5

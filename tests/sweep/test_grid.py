@@ -86,7 +86,7 @@ def test_expressions_end_well_or_say_why(text: str) -> None:
         ({"from": 1, "to": 16, "factor": 2}, [1, 2, 4, 8, 16]),
         ({"from": 1, "to": 9, "step": 3}, [1, 4, 7]),
         ({"from": 0.1, "to": 0.3, "step": 0.1}, pytest.approx([0.1, 0.2, 0.3])),
-        ({"from": 64, "to": 260, "factor": 1.5, "multiple": 16}, [64, 96, 144, 208]),
+        ({"from": 64, "to": 260, "factor": 1.5, "multiple": 16}, [64, 96, 144, 224]),
         ({"from": 1e5, "to": 4e5, "factor": 2}, [100000, 200000, 400000]),
     ],
 )
@@ -159,12 +159,9 @@ def test_tokens_by_the_param() -> None:
 
 def test_constraints_keep_what_they_hold_for() -> None:
     shape = {**SHAPE, "d_model": [32, 64, 128], "n_layers": [1, 2, 4]}
-    grid = load_grid(make(shape=shape, constraints=["aspect >= 16", "params < 5e5 or n_layers == 1"]))
-    assert {entry.name for entry in grid.entries} == {"32x1", "32x2", "64x1", "64x2", "64x4", "128x1", "128x2"} - {
-        entry.name for entry in grid.entries if entry.recipe.shape.params >= 5e5 and entry.recipe.shape.n_layers > 1
-    }
-    assert all(entry.recipe.shape.aspect >= 16 for entry in grid.entries)
-    assert grid.dropped == 9 - len(grid.entries)
+    grid = load_grid(make(shape=shape, constraints=["aspect >= 16", "d_model < 100 or n_layers == 1"]))
+    assert [entry.name for entry in grid.entries] == ["32x1", "32x2", "64x1", "64x2", "64x4", "128x1"]
+    assert grid.dropped == 3
 
 
 def test_shapes_listed_one_by_one() -> None:
@@ -177,7 +174,7 @@ def test_shapes_listed_one_by_one() -> None:
 
 def test_a_preset_is_a_shape() -> None:
     found = load_grid(make(shapes=["m1b_neox"])).entries
-    assert found[0].recipe.shape.d_model == 3072
+    assert found[0].recipe.shape.d_model == 2048
 
 
 def test_entries_of_one_name_are_told_apart() -> None:
@@ -228,7 +225,7 @@ def test_families_find_the_nearest_of_all() -> None:
         ({"shape": {**SHAPE, "n_heads": "d_model / 10"}}, "is 3.2 for d_model=32; wanted a whole number"),
         ({"shape": {**SHAPE, "n_heads": "n_kv_heads", "n_kv_heads": "n_heads"}}, "hangs on n_"),
         ({"shape": {**SHAPE, "n_heads": "d_modle"}}, "names 'd_modle'"),
-        ({"shape": {**SHAPE, "n_heads": 5}}, "shape of d_model=32, n_layers=2"),
+        ({"shape": {**SHAPE, "n_heads": 3, "n_kv_heads": 2}}, "shape of d_model=32, n_layers=2"),
         ({"shape": {"d_model": 32, "n_layers": 1, "n_heads": 2}}, "vocab_size"),
         ({"constraints": ["aspect >= 800", "d_model > 0"]}, "leave none of 1 .*'aspect >= 800' holds for 0, .* for 1"),
         ({"constraints": ["d_model"]}, "constraint 'd_model' is 32; wanted true or false"),
@@ -246,7 +243,7 @@ def test_families_find_the_nearest_of_all() -> None:
         ({"shapes": [3]}, "a shape is 3"),
         ({"family": [{"params": 1e5, "aspect": 8}]}, "gives d_model, which a"),
         ({"seeds": list(range(1000)), "base": {**BASE, "lr": [0.1**i for i in range(200)]}}, "makes 200,000"),
-        ({"base": {**BASE, "lr": "params < 3"}}, "lr = 'params < 3' is True"),
+        ({"base": {**BASE, "lr": "params < 3"}}, "lr = 'params < 3' is False"),
         ({"base": {**BASE, "data": {"train": "nowhere"}}}, "nowhere"),
         ({"base": {"seq_len": 16, "lr": 1e-3}}, "batch_tokens"),
     ],
@@ -349,7 +346,7 @@ def test_the_step_law_says_what_it_chose() -> None:
 
 
 def test_branches_that_cannot_be(file: Path) -> None:
-    file.write_text(GRID.replace("decay = 0.2", "decay = 0.2, warmup_steps = 20"))
+    file.write_text(GRID.replace("decay = 0.2", "decay = 0.2, warmup_steps = 13"))
     with pytest.raises(RecipeError, match="16x1: branch_at=1000 would decay"):
         load_grid(file)
 

@@ -16,9 +16,9 @@ DURATIONS = ((86400.0, "days"), (3600.0, "h"), (60.0, "min"))
 
 
 def versus_table(result: StudyResult) -> DataTable:
-    """Set the trained candidates, the chosen one first, beside the shapes that habit would pick."""
-    chosen = find_chosen(result)
-    ordered = sorted(result.candidates, key=lambda c: (c is not chosen, not c.within_budget, c.true_loss))
+    """Set the trained candidates, the chosen or nearest one first, beside the shapes that habit would pick."""
+    first = find_chosen(result) or find_nearest(result)
+    ordered = sorted(result.candidates, key=lambda c: (c is not first, not c.within_budget, c.true_loss))
     head = ("shape", "params", "loss", f"predicted ({format_level(result)})", "latency", "predicted", "verdict")
     trained = [
         (

@@ -28,9 +28,12 @@ from lathe.runs import Run
 from lathe.train.branches import branch_recipes
 from lathe.train.execution import Execution
 from lathe.train.folder import BRANCHES, LOCK, finished
+from lathe.train.launch import TRACEBACK
 
 LOGS = "logs"
-TAIL_LINES = 12
+ERROR = "lathe: "
+"""What a line of a log begins with that says what went wrong."""
+TAIL_LINES = 20
 TAIL_BYTES = 8192
 FREE_S, FREE_POLL_S = 60.0, 0.1
 """How long a job waits for its folder while an earlier worker of it still saves, and between looks."""
@@ -99,10 +102,10 @@ def train_job(job: Job) -> str | None:
             _wait_until_free(job.folder)
             train(job.recipe, job.execution, report=print)
         except Stopped as stopped:
-            print(f"lathe: {stopped}", file=sys.stderr)
+            print(f"{ERROR}{stopped}", file=sys.stderr)
             raise
         except LatheError as error:
-            print(f"lathe: {error}", file=sys.stderr)
+            print(f"{ERROR}{error}", file=sys.stderr)
             return str(error)
         except Exception as error:
             traceback.print_exc()
@@ -125,7 +128,7 @@ def read_outcome(job: Job) -> tuple[Run, ...] | None:
 def conclude(job: Job, *, error: str | None = None, seconds: float = 0.0, attempts: int = 1) -> Outcome:
     """Make the outcome of a job whose worker has ended, from its folder.
 
-    `error` says what is known of a failure; else the last line of the log does.
+    `error` says what is known of a failure; else the end of the log may.
     """
     try:
         runs = read_outcome(job)
@@ -133,8 +136,16 @@ def conclude(job: Job, *, error: str | None = None, seconds: float = 0.0, attemp
         runs, error = None, error or str(unreadable)
     if runs is not None:
         return Outcome(job=job, runs=runs, seconds=seconds, attempts=attempts)
-    said = read_tail(job.log, lines=1).strip().removeprefix("lathe: ")
-    return Outcome(job=job, error=error or said or "ended without a result", seconds=seconds, attempts=attempts)
+    error = error or _find_error(read_tail(job.log)) or "ended without a result"
+    return Outcome(job=job, error=error, seconds=seconds, attempts=attempts)
+
+
+def _find_error(tail: str) -> str | None:
+    """Find what a log's last line says of an error, if it is one's."""
+    last = tail.rpartition("\n")[2]
+    if last.startswith(ERROR):
+        return last.removeprefix(ERROR)
+    return last if TRACEBACK in tail else None
 
 
 def read_tail(log: Path, *, lines: int = TAIL_LINES) -> str:

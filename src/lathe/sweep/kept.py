@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,16 @@ DIGITS = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Made:
-    """Hold what a stage gives: a result that others read, and the files it wrote, relative to the study's folder."""
+    """Hold what a stage gives: a result that others read, and the files it wrote, relative to the study's folder.
+
+    Without `keep` the stage is made again the next time.
+    """
 
     result: dict[str, Any]
     files: tuple[str, ...] = ()
     flops: float = 0.0
     runs: int = 0
+    keep: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +78,8 @@ class Kept:
             sizes = {file: (self.folder / file).stat().st_size for file in made.files}
             stage = Stage(name=name, key=key, result=made.result, sizes=sizes, cost=cost)
             (self.folder / STAGES).mkdir(exist_ok=True)
-            codec.save(stage, self._path(name), kind=KIND)
+            if made.keep:
+                codec.save(stage, self._path(name), kind=KIND)
         else:
             self.report(f"{name}: kept from before")
         self.done[name] = stage

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import typing
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
@@ -43,8 +44,6 @@ def make_launcher(name: str, settings: Mapping[str, Any] | None = None) -> Launc
 def _read(kind: Any, value: Any) -> Any:
     """Read a value from text, where what is wanted is no text."""
     if isinstance(value, str) and kind is not None and str not in (kind, *typing.get_args(kind)):
-        try:
+        with suppress(ValueError):  # the codec says what was wanted
             value = json.loads(value)
-        except ValueError:
-            return value  # the codec says what was wanted
     return value if kind is None else fit_value(kind, value)

@@ -106,7 +106,7 @@ class Slurm:
             return
         place = jobs[0].folder.parent / FOLDER
         left = {job.folder.name: job for job in jobs}
-        tasks = _find_submitted(place)
+        tasks = _find_submitted(place, self.cluster)
         new = [job for name, job in left.items() if name not in tasks]
         for begin in range(0, len(new), self.most):
             tasks |= _submit(new[begin : begin + self.most], place, self)
@@ -173,7 +173,8 @@ def _submit(jobs: Sequence[Job], place: Path, settings: Slurm) -> dict[str, Any]
     try:
         executor = submitit.AutoExecutor(folder, cluster=settings.cluster, slurm_max_num_timeout=settings.turns - 1)
         executor.update_parameters(name=name, **_parameters(settings))
-        tasks = executor.submit_array([Training(job, save_s=settings.save_s / 2) for job in jobs])
+        half = settings.save_s / 2  # to save in; the rest is for going back into the queue
+        tasks = executor.submit_array([Training(job, save_s=half) for job in jobs])
     except (submitit.core.utils.UncompletedJobError, submitit.core.utils.FailedSubmissionError, RuntimeError) as error:
         shutil.rmtree(folder)
         reason = str(error).strip().splitlines() or [type(error).__name__]
@@ -204,8 +205,8 @@ def _parameters(settings: Slurm) -> dict[str, Any]:
     }
 
 
-def _find_submitted(place: Path) -> dict[str, Any]:
-    """Find the tasks of jobs that an earlier sweep submitted and that the cluster still has.
+def _find_submitted(place: Path, kind: str) -> dict[str, Any]:
+    """Find the tasks of jobs that an earlier sweep submitted to a kind of cluster, which still has them.
 
     A batch without ids is one whose sweep was killed while it submitted: it is cancelled, since what of it there is
     cannot be told. Raises StudyError if the cluster does not answer.
@@ -213,7 +214,9 @@ def _find_submitted(place: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(place.glob(f"*/{BATCH}")):
         batch = codec.load(Batch, path, kind="slurm-batch")
-        cluster = CLUSTERS[batch.cluster]
+        if batch.cluster != kind:
+            continue
+        cluster = CLUSTERS[kind]
         if not batch.ids:
             cluster.cancel(batch.name)
             shutil.rmtree(path.parent)

@@ -114,7 +114,7 @@ class Planning:
     `most_flops` times the FLOPs of the largest run are asked of the law. The best `top` are trained.
     """
 
-    tokens: int
+    tokens: float
     params: float
     min_params: float | None = None
     total_s: float | Literal["median"] | None = None
@@ -159,7 +159,12 @@ class Launching:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Study:
-    """Hold a study as it is asked; `grid` is a sweep's document (see `lathe.sweep.grid`), None for a law from elsewhere."""
+    """Hold a study as it is asked.
+
+    `grid` is a sweep's document (see `lathe.sweep.grid`), None for a law from elsewhere. `training` are settings in
+    which the chosen models' training differs from the grid's; `prompt` begins a sample of text, a held-out passage if
+    not given.
+    """
 
     name: str = "study"
     seed: int = 0

@@ -1,0 +1,83 @@
+"""The command that carries out a study, and the one that lays its report out again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from lathe.cli.terminal import open_console
+
+Stage = Literal["data", "sweep", "law", "device", "plan", "train", "measure", "evaluate", "export"]
+
+
+def run(
+    study: Annotated[Positional[Path], arg(help="a study's TOML file, or quickstart")],
+    out: Path | None = None,
+    until: Stage | None = None,
+    dry_run: bool = False,
+    seed: int | None = None,
+    open: bool = False,
+) -> None:
+    """Carry out a study: data, small runs, law, device, plan, training, measuring, evaluation, choice, report.
+
+    Example: lathe run quickstart
+
+    What is done is kept in the study's folder: the same command goes on where it was stopped, and makes again only what
+    hangs on something that has changed.
+
+    Args:
+        out: the study's folder; studies/ and its name if not given.
+        until: stop after this stage.
+        dry_run: say what would be done, what is there already, and what it would take; do nothing.
+        seed: of first weights, of the data's order and of draws, in place of the study's.
+        open: show the report in the browser.
+    """
+    from lathe.sweep.kept import Reached
+    from lathe.sweep.run import run_study
+    from lathe.sweep.study import load_study
+
+    found = load_study(study)
+    if seed is not None:
+        found = found.with_seed(seed)
+    folder = out or Path("studies") / found.name
+    console = open_console()
+    if dry_run:
+        from lathe.sweep.dry import describe_study
+
+        for line in describe_study(found, folder):
+            console.print(line)
+        return
+    try:
+        result = run_study(found, folder, until=until, report=console.print)
+    except Reached as reached:
+        console.print(f"{reached}; what there is, is in {folder}")
+        return
+    from lathe.report.study_page import write_study_report
+    from lathe.report.study_tables import study_summary
+
+    page = write_study_report(result, folder)
+    console.print(study_summary(result))
+    console.print(f"report: {page}")
+    if open:
+        import webbrowser
+
+        webbrowser.open(page.resolve().as_uri())
+
+
+def report(
+    folder: Annotated[Positional[Path], arg(help="a study's folder")],
+    format: Literal["html", "md"] = "html",
+    out: Path | None = None,
+    figures: Path | None = None,
+) -> None:
+    """Lay out the report of a study that was carried out: a page, Markdown, or figures alone.
+
+    Example: lathe report studies/quickstart --format md --out report.md
+
+    Args:
+        format: html is one interactive file that needs no network; md is for repositories and pull requests.
+        out: where to write it; report.html or report.md in the study's folder if not given.
+        figures: also write the charts to this folder, as SVG, PNG and PDF.
+    """

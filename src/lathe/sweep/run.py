@@ -1,0 +1,254 @@
+"""Carry a study from its data to the model it chooses; `run_study` reads from top to bottom.
+
+What a stage found is kept in the study's folder (see `lathe.sweep.kept`), so that a study that was killed, or asked
+again with something changed, makes only what is not there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lathe import codec
+from lathe.design.choice import Choice
+from lathe.errors import BudgetError, StudyError
+from lathe.laws.importers import read_runs
+from lathe.laws.law import Law
+from lathe.presets.devices import load_device
+from lathe.studies import Candidate, StudyResult
+from lathe.sweep.candidates import evaluate_candidates, make_entries, measure_candidates, write_sample
+from lathe.sweep.entries import Entry
+from lathe.sweep.grid import load_grid, read_entries
+from lathe.sweep.kept import Kept, Made, Reached, hash_words
+from lathe.sweep.launchers import make_launcher
+from lathe.sweep.rivals import find_rivals
+from lathe.sweep.stages import (
+    DEVICE,
+    LAW,
+    MEASUREMENTS,
+    PLAN,
+    load_plan,
+    make_choices,
+    make_data,
+    make_device,
+    make_law,
+    summarise_runs,
+    text_content,
+)
+from lathe.sweep.study import Study
+from lathe.sweep.sweep import sweep
+from lathe.train.folder import hold_folder
+from lathe.version import VERSION
+
+RESULT, STUDY = "result.json", "study.json"
+RUNS, CANDIDATES, MORE = "runs", "candidates", "more"
+STAGES = ("data", "sweep", "law", "device", "plan", "train", "measure", "evaluate", "export")
+
+Report = Callable[[str], None]
+
+
+def run_study(
+    study: Study, folder: str | Path, *, until: str | None = None, report: Report = print, live: bool = True
+) -> StudyResult:
+    """Carry out a study in a folder, or what of it is not there yet.
+
+    Args:
+        until: the last stage to carry out, one of `STAGES`.
+        report: is told what is done.
+        live: whether to show trainings as they go.
+
+    Raises:
+        Reached: the last stage that was asked for is done.
+        StudyError: nothing could be trained, or the folder holds another kind of thing.
+        BudgetError: nothing fits the budget; the plan with the nearest shape is in the folder.
+        Stopped: a signal asked to end; what there is, is kept.
+    """
+    folder = Path(folder)
+    if until is not None and until not in STAGES:
+        raise StudyError(f"there is no stage {until!r}; the stages are {', '.join(STAGES)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    with hold_folder(folder):
+        codec.save(study, folder / STUDY, kind="study")
+        return _Runner(study, folder, Kept(folder, report=report, until=until), report, live).run()
+
+
+class _Runner:
+    """Hold a study that is being carried out."""
+
+    def __init__(self, study: Study, folder: Path, kept: Kept, report: Report, live: bool) -> None:
+        self.study, self.folder, self.kept, self.report, self.live = study, folder, kept, report, live
+        self.notes: list[str] = []
+
+    def run(self) -> StudyResult:
+        """Carry out the stages, one after another."""
+        study, folder, kept = self.study, self.folder, self.kept
+        dataset = None
+        if study.text is not None:
+            text = study.text
+            found = kept("data", lambda: make_data(text, folder, self.report), asked=[text, text_content(text)])
+            dataset = str(folder / found["dataset"])
+        entries = self._entries(dataset)
+        table: str | Path = study.law.runs or folder / RUNS / "runs.jsonl"
+        if entries:
+            asked = [[recipe.id for recipe in entry.recipes] for entry in entries]
+            swept = kept("sweep", lambda: self._sweep(entries, RUNS), asked=asked, after=("data",))
+            self.notes += [f"{name} could not be trained: {error}" for name, error in swept["failures"].items()]
+        kept(
+            "law", lambda: make_law(study.law, table, folder, seed=study.seed), asked=[study.law, study.seed],
+            after=("sweep",) if entries else (),
+        )  # fmt: skip
+        law = Law.load(folder / LAW)
+        self.notes += law.warnings
+        shapes = [entry.recipe.shape for entry in entries]
+        kept(
+            "device", lambda: make_device(study.device, study.workload, shapes, folder, self.report),
+            asked=[study.device, study.workload, shapes if study.device.here else []],
+        )  # fmt: skip
+        device = load_device(folder / DEVICE)
+        largest = max((6.0 * r.shape.params * r.tokens for e in entries for r in e.recipes), default=None)
+        planned = kept(
+            "plan", lambda: make_choices(study, law, device, folder, largest_flops=largest),
+            asked=[study.plan, study.workload, study.device.engine, study.law.level], after=("law", "device"),
+        )  # fmt: skip
+        choices = load_plan(folder).choices[: study.plan.top]
+        if not choices:
+            return self._conclude([], planned["budget_s"], dataset)
+        if dataset is None:
+            raise Reached("plan")
+        chosen = make_entries(study, choices, dataset)
+        asked = [[recipe.id for recipe in entry.recipes] for entry in chosen]
+        trained = kept("train", lambda: self._sweep(chosen, CANDIDATES), asked=asked, after=("plan",))
+        candidates = self._join(choices, chosen, trained)
+        if study.device.here:
+            measured = kept(
+                "measure", lambda: measure_candidates(study, candidates, folder, self.report),
+                asked=[study.device, study.workload, [c.recipe_id for c in candidates]], after=("train",),
+            )  # fmt: skip
+            candidates = [dataclasses.replace(c, **measured[c.recipe_id]) for c in candidates]
+        scores = kept(
+            "evaluate", lambda: evaluate_candidates(study, candidates, folder, dataset, self.report),
+            asked=[study.evaluate, study.seed, [c.recipe_id for c in candidates]], after=("train",),
+        )  # fmt: skip
+        candidates = [dataclasses.replace(c, **scores[c.recipe_id]) for c in candidates]
+        return self._conclude(candidates, planned["budget_s"], dataset)
+
+    def _entries(self, dataset: str | None) -> tuple[Entry, ...]:
+        """List what the sweep trains: the grid's recipes, and those that `lathe next --go` added."""
+        if self.study.grid is None:
+            return ()
+        grid = {"seeds": [self.study.seed], **self.study.grid}
+        entries = load_grid(grid, source="[grid]", data=dataset).entries
+        added = sorted((self.folder / MORE).glob("*.json"))
+        return (*entries, *read_entries(added, data=dataset)) if added else entries
+
+    def _sweep(self, entries: Sequence[Entry], name: str) -> Made:
+        """Train entries; what failed is tried again when the study is called again."""
+        launch = self.study.launch
+        found = sweep(
+            entries, self.folder / name, launcher=make_launcher(launch.launcher, launch.settings),
+            retries=launch.retries, report=self.report, live=self.live,
+        )  # fmt: skip
+        if not found.runs:
+            first = found.failures[0]
+            raise StudyError(f"no recipe could be trained; {first.name}: {first.error} (its log: {first.log})")
+        return Made(
+            result={
+                "runs": summarise_runs(found.runs),
+                "failures": {failure.name: failure.error for failure in found.failures},
+            },
+            files=(str(found.table.relative_to(self.folder)),),
+            flops=sum(entry.flops for entry in entries),
+            runs=len(found.runs),
+            keep=not found.failures,
+        )  # fmt: skip
+
+    def _join(self, choices: Sequence[Choice], entries: Sequence[Entry], trained: Mapping[str, Any]) -> list[Candidate]:
+        """Put what the plan predicted beside what training gave."""
+        rows = {row["recipe_id"]: row for row in trained["runs"]}
+        frame = read_runs(self.folder / CANDIDATES / "runs.jsonl")
+        seconds = dict(zip(frame["recipe_id"], frame["seconds"], strict=True))
+        found = []
+        for choice, entry in zip(choices, entries, strict=True):
+            recipe_id = entry.recipe.id
+            if recipe_id not in rows:
+                self.notes.append(f"{choice.name} could not be trained: {trained['failures'].get(entry.name, '')}")
+                continue
+            found.append(
+                Candidate(
+                    name=choice.name, rank=choice.rank, recipe_id=recipe_id,
+                    folder=f"{CANDIDATES}/{recipe_id[:12]}", shape=entry.recipe.shape, tokens=entry.recipe.tokens,
+                    predicted_loss=choice.loss, loss_low=choice.loss_low or choice.loss,
+                    loss_high=choice.loss_high or choice.loss, true_loss=rows[recipe_id]["loss"],
+                    true_loss_se=rows[recipe_id].get("loss_se"), predicted_s=choice.total_s, measured_s=None,
+                    measured_low_s=None, measured_high_s=None, memory_bytes=choice.memory_bytes,
+                    measured_memory_bytes=None, train_seconds=float(seconds[recipe_id]), train_flops=entry.flops,
+                )
+            )  # fmt: skip
+        return found
+
+    def _conclude(
+        self, candidates: Sequence[Candidate], budget_s: float | None, dataset: str | None
+    ) -> StudyResult:
+        """Choose the candidate of lowest loss that is quick enough, and write down all that was found."""
+        study, folder = self.study, self.folder
+        candidates = [dataclasses.replace(c, within_budget=_is_within(c, budget_s)) for c in candidates]
+        chosen, reason = _choose(candidates, budget_s)
+        exported, sample, prompt = None, "", ""
+        if chosen is not None and dataset is not None:
+            made = self.kept(
+                "export", lambda: write_sample(study, chosen, folder, dataset), after=("train",),
+                asked=[study.export, study.prompt, chosen.recipe_id],
+            )  # fmt: skip
+            exported, sample, prompt = made["exported"], made["sample"], made["prompt"]
+        plan = load_plan(folder)
+        costs = {name: stage.cost for name, stage in self.kept.done.items()}
+        result = StudyResult(
+            name=study.name, study=codec.encode(study), key=hash_words(study),
+            created=datetime.now(UTC).isoformat(timespec="seconds"), level=study.law.level, budget_s=budget_s,
+            candidates=tuple(candidates), chosen=None if chosen is None else chosen.name, reason=reason,
+            rivals=find_rivals(study, plan, Law.load(folder / LAW), chosen),
+            runs_table=f"{RUNS}/runs.jsonl" if study.grid else str(study.law.runs or ""), law_file=LAW,
+            device_file=DEVICE, plan_file=PLAN, measurements_file=MEASUREMENTS if study.device.here else None,
+            exported=exported, prompt=prompt, sample=sample, costs=dict(costs),
+            versions={"lathe": VERSION, "torch": torch.__version__, "python": platform.python_version()},
+            notes=tuple(dict.fromkeys(self.notes)), commands=(f"lathe run {study.name}",),
+        )  # fmt: skip
+        codec.save(result, folder / RESULT, kind="study-result")
+        if not plan.choices:
+            raise BudgetError(reason_of(plan))
+        return result
+
+
+def reason_of(plan: Any) -> str:
+    """Say why a plan has no choice, and what comes nearest."""
+    nearest = plan.nearest
+    near = "" if nearest is None else f"; the nearest is {nearest.name}"
+    return f"no shape of the plan fits its budget{near}: see {PLAN}, and give more time or other widths and depths"
+
+
+def _is_within(candidate: Candidate, budget_s: float | None) -> bool:
+    if budget_s is None:
+        return True
+    return (candidate.predicted_s if candidate.measured_s is None else candidate.measured_s) <= budget_s
+
+
+def _choose(candidates: Sequence[Candidate], budget_s: float | None) -> tuple[Candidate | None, str]:
+    """Take the lowest true loss among those within the budget; of none, say which was nearest."""
+    within = [c for c in candidates if c.within_budget]
+    if within:
+        best = min(within, key=lambda c: c.true_loss)
+        how = "as measured" if best.measured_s is not None else "as predicted"
+        limit = "" if budget_s is None else f" of the {len(within)} within {budget_s * 1e3:.4g} ms {how}"
+        return best, f"lowest held-out loss{limit}"
+    if not candidates:
+        return None, "no shape of the plan fits the budget"
+    fastest = min(candidates, key=lambda c: c.measured_s or c.predicted_s)
+    seconds = fastest.measured_s or fastest.predicted_s
+    over = "" if budget_s is None else f", {seconds / budget_s - 1:.0%} over the budget of {budget_s * 1e3:.4g} ms"
+    return None, f"none was quick enough; the nearest is {fastest.name}{over}"
