@@ -158,7 +158,7 @@ def find_rival(law: Law, tokens: float) -> Rival:
     interval = law.interval(columns, level=0.9)
     seconds = predict_latency(shape, device=load_device("epyc-9554"), workload=WORKLOAD).total_s
     return Rival(
-        name="128×2", why="as many params at the usual width to depth of 64", shape=shape,
+        name="128×2, by habit", why="64 units of width a layer", shape=shape,
         predicted_loss=float(law.predict(columns)[0]), loss_low=float(interval.low[0]),
         loss_high=float(interval.high[0]), predicted_s=float(seconds),
     )  # fmt: skip
@@ -192,8 +192,7 @@ def make_study(folder: Path, *, total_s: float = 0.07, slower: tuple[float, ...]
         study={"name": "quickstart", "seed": 0, "plan": {"tokens": PLANNED, "params": 1e6, "top": len(candidates)}},
         key="0123456789abcdef", created="2026-01-02T03:04:05", level=0.9, budget_s=total_s, candidates=candidates,
         chosen=chosen,
-        reason=f"{chosen} has the lowest held-out loss of those within the budget, as measured." if chosen
-        else "No candidate was within the latency budget when measured.",
+        reason="lowest held-out loss of those within the budget as measured" if chosen else "none was quick enough",
         rivals=(find_rival(law, PLANNED),), runs_table="runs.jsonl", law_file="law.json", device_file="device.json",
         plan_file="plan.json", measurements_file="measurements.jsonl",
         exported="exported" if chosen else None, prompt="def read(" if chosen else "", sample=SAMPLE if chosen else "",

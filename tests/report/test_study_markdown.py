@@ -8,8 +8,9 @@ import pytest
 from small_study import make_study
 
 from lathe.report.html import DataTable, Page, Section
+from lathe.report.study_figures import name_figure
 from lathe.report.study_markdown import study_markdown, write_page
-from lathe.report.study_page import name_figure, study_page
+from lathe.report.study_page import study_page
 
 
 @pytest.fixture(scope="module")
@@ -18,8 +19,13 @@ def study(tmp_path_factory):
     return make_study(folder), folder
 
 
-def test_it_says_what_the_page_says(study):
-    page, text = study_page(*study), study_markdown(*study)
+@pytest.fixture(scope="module")
+def page(study):
+    return study_page(*study)
+
+
+def test_it_says_what_the_page_says(study, page):
+    text = study_markdown(*study)
     assert text.startswith(f"# {page.title}\n")
     assert re.findall("^## (.*)$", text, re.MULTILINE) == [s.part for s in page.sections if s.part]
     assert re.findall("^### (.*)$", text, re.MULTILINE) == [s.heading for s in page.sections]
@@ -31,14 +37,14 @@ def test_it_says_what_the_page_says(study):
     assert "![" not in text
 
 
-def test_charts_are_linked_where_they_are_drawn(study):
-    page, text = study_page(*study), study_markdown(*study, figures="figures")
+def test_charts_are_linked_where_they_are_drawn(page):
+    text = write_page(page, figures="figures")
     linked = re.findall(r"!\[.*\]\((.*)\)", text)
     assert linked == [f"figures/{name_figure(s.heading)}.svg" for s in page.sections if s.chart is not None]
 
 
-def test_rows_have_as_many_cells_as_their_head(study):
-    for block in re.findall(r"(?:^\|.*\n)+", study_markdown(*study), re.MULTILINE):
+def test_rows_have_as_many_cells_as_their_head(page):
+    for block in re.findall(r"(?:^\|.*\n)+", write_page(page), re.MULTILINE):
         counts = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
         assert len(counts) == 1
 

@@ -17,8 +17,9 @@ from lathe.errors import CodecError, LatheError
 from lathe.report.charts import save_chart
 from lathe.report.html import Page, Section, render_page
 from lathe.report.plan_charts import chart_plan
+from lathe.report.study_figures import save_figures
 from lathe.report.study_files import CURVE, read_evidence
-from lathe.report.study_page import save_figures, study_page
+from lathe.report.study_page import study_page
 from lathe.report.theme import DARK, LIGHT, chart_config
 from lathe.studies import StudyResult
 
@@ -56,6 +57,11 @@ def page(study) -> Page:
     return study_page(*study)
 
 
+@pytest.fixture(scope="module")
+def html(page) -> str:
+    return render_page(page)
+
+
 def section(page: Page, heading: str) -> Section:
     return next(s for s in page.sections if s.heading == heading)
 
@@ -78,13 +84,13 @@ def test_the_answer_comes_first(page, result):
     figures = dict(page.figures)
     assert page.title == f"quickstart: {result.chosen}"
     assert [s.part for s in page.sections if s.part] == PARTS
-    assert page.sections[0].text == result.reason
+    assert page.sections[0].text == "Lowest held-out loss of those within the budget as measured."
     assert figures["true loss"] == f"{chosen.true_loss:.3f}"
     assert figures["its 90 % interval"] == f"{chosen.loss_low:.3f}–{chosen.loss_high:.3f}"
     assert figures["prediction off by"] == f"{100 * (chosen.predicted_loss / chosen.true_loss - 1):+.2f} %"
     assert figures["of the 70 ms budget"] == f"{100 * chosen.measured_s / 0.07:.2f} %"
     rival = result.rivals[0]
-    assert figures[f"predicted gain on {rival.name}"] == f"{rival.predicted_loss - chosen.predicted_loss:.3f}"
+    assert figures["predicted gain on 128×2"] == f"{rival.predicted_loss - chosen.predicted_loss:.3f}"
     assert "Depth cannot be told from these runs: its standard error is as large as itself." in page.notes
     assert any("70 ms" in line for line in page.lead)
 
@@ -155,14 +161,14 @@ def half_digit(text: str) -> float:
 
 
 @pytest.mark.parametrize("part", ["", "answer", "prediction-and-truth", "evaluation", "costs", "provenance"])
-def test_every_number_is_the_jsons(study, page, part):
+def test_every_number_is_the_jsons(study, html, part):
     result, folder = study
     files = [folder / "result.json", *(folder.glob("evaluations/*.json") if part == "evaluation" else ())]
     document = [leaf for file in files for leaf in leaves(json.loads(file.read_text()))]
     words = {leaf for leaf in document if isinstance(leaf, str)}
     numbers = [float(leaf) for leaf in document if isinstance(leaf, int | float)] + derive(result)
     seen = 0
-    for where, cell in Cells(render_page(page)).found:
+    for where, cell in Cells(html).found:
         if where != part or cell in words:
             continue
         for text, unit in NUMBER.findall(cell):
@@ -272,7 +278,7 @@ def test_files_that_are_gone_are_named_and_left_out(study, result, tmp_path):
         (tmp_path / "left" / name).unlink()
     page = study_page(result, tmp_path / "left")
     assert {"Plan", "Law"}.isdisjoint(s.part for s in page.sections)
-    assert [note for note in page.notes if note.startswith("law.json is gone")]
+    assert "Gone from the study's folder, so that what they held is left out: plan.json, law.json, " in page.notes[-1]
     assert len(read_evidence(result, tmp_path / "left").curves) == 1
     assert page.lead == ("Budget: total latency ≤ 70 ms",)
     render_page(page)
@@ -301,8 +307,20 @@ def test_a_device_elsewhere_leaves_latencies_unmeasured(study, result):
     render_page(page)
 
 
-def test_what_a_model_wrote_cannot_write_html(page, result):
-    html = render_page(page)
+def test_a_law_from_a_file_has_no_runs_to_show(study, result):
+    page = study_page(dataclasses.replace(result, runs_table="", candidates=(), chosen=None), study[1])
+    law = section(page, "Scaling law: width-depth")
+    assert law.verbatim == f"width-depth: {read_evidence(*study).law.members[0].form.formula}"
+    assert "Loss, predicted against true" not in {s.heading for s in page.sections}
+    assert not any("Gone" in note for note in page.notes)
+
+
+def test_runs_are_those_that_the_study_chose(study, result):
+    chosen = dataclasses.replace(result, study={"law": {"where": "tokens >= 200000"}})
+    assert len(read_evidence(chosen, study[1]).points.names) == 24
+
+
+def test_what_a_model_wrote_cannot_write_html(page, html, result):
     assert "&lt;stream&gt;, or all &amp; sundry" in html
     assert "def read(self, size=-1):\n    &quot;" in html
     assert section(page, "In its own words").verbatim == result.prompt + result.sample
@@ -320,10 +338,9 @@ def test_whiskers_show_on_both_papers():
 
 
 def test_figures_are_saved_one_a_chart(study, page, tmp_path):
-    saved = save_figures(*study, tmp_path / "figures", formats=("svg", "json"))
-    headings = [s.heading for s in page.sections if s.chart is not None]
-    assert list(dict.fromkeys(heading for heading, _ in saved)) == headings
-    assert len({path for _, path in saved}) == 2 * len(headings)
+    saved = save_figures(*study, tmp_path / "figures")
+    assert [heading for heading, _ in saved] == [s.heading for s in page.sections if s.chart is not None]
+    assert len({path for _, path in saved}) == len(saved)
     svg = (tmp_path / "figures" / "loss-predicted-against-true.svg").read_text()
     assert svg.startswith("<svg")
     with pytest.raises(LatheError, match=r"\.gif"):

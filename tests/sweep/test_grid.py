@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_datasets import VOCAB, write_small_dataset
 
-from lathe import codec
+from lathe.cli import main
 from lathe.errors import CodecError, LatheError, RecipeError, StudyError
 from lathe.sweep.choices import expand
 from lathe.sweep.entries import load_entry, save_entries
@@ -72,10 +72,8 @@ def test_expressions_refuse(text: str, says: str) -> None:
 @settings(max_examples=200)
 @given(st.text(alphabet="d_model()*/-+<>=1 2.,'[]andort%", max_size=30))
 def test_expressions_end_well_or_say_why(text: str) -> None:
-    try:
+    with suppress(StudyError):
         evaluate(text, {"d_model": 32})
-    except LatheError as error:
-        assert str(error)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +124,7 @@ def test_every_combination_is_an_entry() -> None:
 
 
 def test_rules_settle_after_what_they_name() -> None:
-    shape = {"d_model": 64, "n_layers": 2, "vocab_size": 50, "d_ff": "2 * n_kv_heads * d_head", "n_heads": "d_model / 16"}
+    shape = {**SHAPE, "d_model": 64, "d_ff": "2 * n_kv_heads * d_head", "n_heads": "d_model / 16"}
     base = {**BASE, "schedule": {"name": "cosine", "warmup_steps": "ceil(tokens / batch_tokens / 10)"}}
     base |= {"optimiser": {"embedding_lr": "5 * lr"}, "lr": "1e-3 * sqrt(32 / d_model)"}
     recipe = load_grid(make(shape=shape, base=base, tokens="20 * non_embedding_params")).entries[0].recipe
@@ -351,21 +349,11 @@ def test_branches_that_cannot_be(file: Path) -> None:
         load_grid(file)
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    from lathe.cli import sweep as commands
-
-    def call(*arguments: Any, **options: Any) -> str:
-        commands.grid(*arguments, **options)
-        return capsys.readouterr().out
-
-    return call
-
-
-def test_the_command_lists_and_writes(file: Path, tmp_path: Path, run: Callable[..., str]) -> None:
-    printed = run(file, out=tmp_path / "recipes")
+def test_the_command_lists_and_writes(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["grid", str(file), "--out", str(tmp_path / "recipes")])
+    printed = capsys.readouterr().out
     assert "2 trainings, 4 runs" in printed
     assert "16×1" in printed
     assert load_grid(file).entries[1].recipe.id in printed
     assert (tmp_path / "recipes/32x1.json").exists()
-    assert codec.canonical_json(load_entry(tmp_path / "recipes/16x1.json").branch_at) == "[1000]"
+    assert load_entry(tmp_path / "recipes/16x1.json").branch_at == (1000,)

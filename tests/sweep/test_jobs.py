@@ -102,7 +102,8 @@ def test_a_job_waits_no_longer_than_it_should(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    ("text", "tail"), [("", ""), ("one\n", "one"), ("1\n2\n3\n", "2\n3"), ("x" * 20000 + "\nlast", "x" * 8187 + "\nlast")]
+    ("text", "tail"),
+    [("", ""), ("one\n", "one"), ("1\n2\n3\n", "2\n3"), ("x" * 20000 + "\nlast", "x" * 8187 + "\nlast")],
 )
 def test_tails(tmp_path: Path, text: str, tail: str) -> None:
     (tmp_path / "log").write_text(text)

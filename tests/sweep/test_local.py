@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from small_sweep import check_trained_once, find_trainer, has_steps, is_alive, m
 
 from lathe.recipe import Data
 from lathe.sweep import local
-from lathe.sweep.jobs import Job
+from lathe.sweep.jobs import Job, Outcome
 from lathe.sweep.local import Local
 from lathe.train.loop import train
 
@@ -24,46 +24,37 @@ LONG = 40_000
 
 
 def test_outcomes_are_what_became_of_each(tmp_path: Path) -> None:
-    """One is trained, one has no data, one is killed, one reads that its own process may use one thread."""
+    """One is trained, one has no data, one is killed, and one saves when the launch is closed."""
     good, bad = make_jobs(tmp_path / "sweep", 2, branch_at=4)
-    (killed,) = make_jobs(tmp_path / "sweep", 1, steps=LONG)
+    killed, closed = make_jobs(tmp_path / "sweep", 2, steps=LONG, save_every=LONG)
     bad = replace(bad, recipe=replace(bad.recipe, data=Data(train=str(tmp_path / "nowhere"))))
-    killed = replace(killed, name="killed")
-    seen: set[str] = set()
+    killed, closed = replace(killed, name="killed"), replace(closed, name="closed")
+    outcomes: dict[str, Outcome] = {}
 
     def watch(running: Sequence[Job]) -> None:
         assert len(running) <= 2
-        seen.update(job.name for job in running)
         if killed in running and has_steps(killed, 3):
-            os.kill(find_trainer(killed), signal.SIGKILL)
+            with suppress(ProcessLookupError):  # of a moment ago
+                os.kill(find_trainer(killed), signal.SIGKILL)
+        if len(outcomes) == 3 and has_steps(closed, 3):
+            raise KeyboardInterrupt
 
-    outcomes = {one.job.name: one for one in LAUNCHER.launch([killed, bad, good], watch=watch)}
-    assert outcomes.keys() == {"seed-0", "seed-1", "killed"}
+    jobs = [killed, bad, good, closed]
+    with closing(LAUNCHER.launch(jobs, watch=watch)) as launched, suppress(KeyboardInterrupt):
+        for one in launched:
+            outcomes[one.job.name] = one
     assert outcomes["killed"].error == "killed by SIGKILL"
     assert "nowhere" in (outcomes["seed-1"].error or "")
+    assert not any(outcomes[name].runs for name in ("killed", "seed-1"))
     assert outcomes["seed-0"].error is None
     assert [run.tokens for run in outcomes["seed-0"].runs] == [256, 512]
     assert outcomes["seed-0"].seconds > 0
-    assert "killed" in seen
-    assert not any(one.runs for one in (outcomes["killed"], outcomes["seed-1"]))
     check_trained_once(good)
-    alone = replace(good.execution, out=str(tmp_path / "alone"), runs=None)
-    same = train(good.recipe, alone, report=lambda _: None)
+    same = train(good.recipe, replace(good.execution, out=str(tmp_path / "alone"), runs=None), report=lambda _: None)
     assert same.loss == outcomes["seed-0"].runs[-1].loss
-
-
-def test_jobs_save_when_the_launch_is_closed_and_then_go_on(tmp_path: Path) -> None:
-    (job,) = make_jobs(tmp_path / "sweep", 1, steps=LONG, save_every=LONG)
-
-    def watch(running: Sequence[Job]) -> None:
-        if has_steps(job, 3):
-            raise KeyboardInterrupt
-
-    with closing(LAUNCHER.launch([job], watch=watch)) as outcomes, pytest.raises(KeyboardInterrupt):
-        next(outcomes)
-    assert not is_alive(find_trainer(job))
-    assert "stopped by SIGTERM after step" in job.log.read_text()
-    assert any((job.folder / "checkpoints").iterdir())
+    assert not is_alive(find_trainer(closed))
+    assert "stopped by SIGTERM after step" in closed.log.read_text()
+    assert any((closed.folder / "checkpoints").iterdir())
 
 
 def test_a_server_that_dies_takes_its_jobs_with_it_and_no_more(tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ from lathe.cli.hub import export_model, import_model
 from lathe.cli.laws import compare, fit, optimal, predict
 from lathe.cli.models import generate
 from lathe.cli.plans import calibrate, devices, latency, next_runs, plan
+from lathe.cli.run import report, run
 from lathe.cli.shapes import shape, shapes
+from lathe.cli.sweep import grid, sweep
 from lathe.cli.train import average, train
 from lathe.errors import LatheError, explain_import
 from lathe.version import VERSION
@@ -41,6 +43,10 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "shapes": shapes,
     "shape": shape,
     "data": data,
+    "grid": grid,
+    "sweep": sweep,
+    "run": run,
+    "report": report,
 }
 GROUPS: dict[str, dict[str, Callable[..., None]]] = {"data": DATA_COMMANDS}
 """Commands that have commands of their own."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
 from lathe.cli.terminal import open_console
+
+if TYPE_CHECKING:
+    from lathe.studies import StudyResult
 
 Stage = Literal["data", "sweep", "law", "device", "plan", "train", "measure", "evaluate", "export"]
 
@@ -54,10 +58,9 @@ def run(
     except Reached as reached:
         console.print(f"{reached}; what there is, is in {folder}")
         return
-    from lathe.report.study_page import write_study_report
-    from lathe.report.study_tables import study_summary
+    page = _write_page(result, folder, folder / "report.html")
+    from lathe.report.study_summary import study_summary
 
-    page = write_study_report(result, folder)
     console.print(study_summary(result))
     console.print(f"report: {page}")
     if open:
@@ -72,7 +75,7 @@ def report(
     out: Path | None = None,
     figures: Path | None = None,
 ) -> None:
-    """Lay out the report of a study that was carried out: a page, Markdown, or figures alone.
+    """Lay out the report of a study that was carried out: a page, Markdown, or figures.
 
     Example: lathe report studies/quickstart --format md --out report.md
 
@@ -81,3 +84,34 @@ def report(
         out: where to write it; report.html or report.md in the study's folder if not given.
         figures: also write the charts to this folder, as SVG, PNG and PDF.
     """
+    from lathe import codec
+    from lathe.documents import check_path, write_atomic
+    from lathe.errors import StudyError
+    from lathe.studies import StudyResult
+
+    if not (folder / "result.json").is_file():
+        raise StudyError(f"{folder} holds no result.json: carry out a study there first, such as lathe run quickstart")
+    result = codec.load(StudyResult, folder / "result.json", kind="study-result")
+    path = out or folder / f"report.{format}"
+    check_path(path, f".{format}")
+    if figures is not None:
+        from lathe.report.study_figures import save_figures
+
+        save_figures(result, folder, figures, formats=("svg", "png", "pdf"))
+        print(f"figures: {figures}")
+    if format == "html":
+        _write_page(result, folder, path)
+    else:
+        from lathe.report.study_markdown import study_markdown
+
+        linked = None if figures is None else os.path.relpath(figures, path.parent)
+        write_atomic(path, study_markdown(result, folder, figures=linked))
+    print(f"report: {path}")
+
+
+def _write_page(result: StudyResult, folder: Path, path: Path) -> Path:
+    from lathe.report.charts import save_chart
+    from lathe.report.study_page import study_page
+
+    save_chart(study_page(result, folder), path)
+    return path

@@ -12,20 +12,10 @@ import numpy as np
 from lathe.data.store import Dataset
 from lathe.documents import write_atomic
 from lathe.errors import EvaluationError
-from lathe.evals.tasks import Task
+from lathe.evals.tasks import load_catalogue
 from lathe.model.checkpoint import load_tokenizer
 
-CONTINUATION = Task(
-    name="continuation",
-    file="continuation.jsonl",
-    kind="multiple_choice",
-    shots=0,
-    chance=0.25,
-    published="made by Lathe from held-out text",
-    delimiter="",
-    normalisation="byte",
-    category="held-out text",
-)
+CONTINUATION = load_catalogue().tasks["continuation"]
 CONTEXT_CHARS, ANSWER_CHARS = 240, 60
 OPTIONS = 4
 TRIES = 50

@@ -227,7 +227,7 @@ def _decades(low: float, high: float) -> list[float]:
 
 def _halvings(low: float, high: float) -> list[float]:
     powers = np.arange(np.floor(np.log2(low)) - 1, np.ceil(np.log2(high)) + 1)
-    ticks = [float(s * 2**p) for p in powers for s in (1, 1.5) if low <= s * 2**p <= high and s * 2**p >= 1]
+    ticks = [float(s * 2**p) for p in powers for s in (1, 1.5) if low <= s * 2**p <= high and s * 2**p % 1 == 0]
     return _enough(ticks, low, high)
 
 

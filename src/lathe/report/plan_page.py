@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from lathe.design.choice import Choice, Plan
 from lathe.design.limits import Limit
 from lathe.report.html import Cell, DataTable, Page, Section
 from lathe.report.latency_tables import format_bytes, format_seconds
 from lathe.report.plan_charts import WORSE, chart_plan, find_top, format_cost, list_rows, readout
+from lathe.report.plan_marks import Trained
 from lathe.report.tables import format_count
 
 PUBLISHED = 12
@@ -25,14 +26,17 @@ LIMITS: Mapping[str, tuple[str, Callable[[float], str]]] = {
 """What each limit is called, and how its value is written."""
 
 
-def plan_page(plan: Plan) -> Page:
+def plan_page(plan: Plan, *, trained: Sequence[Trained] = ()) -> Page:
     """Show a plan: its best shape, loss against latency with movable budgets, choices, limits, published shapes.
 
     Where nothing fits: the nearest shape and what it lacks, and what larger budgets would buy.
+
+    Args:
+        trained: shapes that were trained since, to mark where they came out; not where a whole life's cost is charted.
     """
     cautions = [note for note in plan.notes if note.startswith(CAUTIONS)]
     reasons = [note for note in plan.notes if not note.startswith(CAUTIONS)]
-    sections = [_chart(plan)] if plan.alternatives else []
+    sections = [_chart(plan, () if _lifelong(plan) else trained)] if plan.alternatives else []
     if reasons:
         sections.append(Section(heading="Why this shape", points=[write_sentence(note) for note in reasons]))
     if plan.choices:
@@ -110,7 +114,7 @@ def _loss_head(plan: Plan) -> str:
     return f"loss ({100 * plan.level:g} % interval)" if _banded(plan) else "loss"
 
 
-def _chart(plan: Plan) -> Section:
+def _chart(plan: Plan, trained: Sequence[Trained]) -> Section:
     life = _lifelong(plan)
     text = (
         f"Move the budgets: the ring goes to the shape of lowest {'life cost' if life else 'predicted loss'} within"
@@ -126,8 +130,10 @@ def _chart(plan: Plan) -> Section:
     fixed = [LIMITS[x.name][0] for x in plan.limits if x.name not in ("total_s", "memory_bytes")]
     if fixed:
         text += f" The {' and '.join(dict.fromkeys(fixed))} {'limit stays' if len(fixed) == 1 else 'limits stay'}."
+    if trained:
+        text += " Squares are trained shapes, as measured; lines lead there from where the plan saw them."
     heading = "Life cost against latency" if life else "Loss against latency"
-    return Section(heading=heading, text=text, chart=chart_plan(plan), readout=readout(plan))
+    return Section(heading=heading, text=text, chart=chart_plan(plan, trained=trained), readout=readout(plan))
 
 
 def _lifelong(plan: Plan) -> bool:

@@ -63,9 +63,7 @@ def read_evidence(result: StudyResult, folder: Path) -> Evidence:
     seek = _Seeker(folder)
     plan = codec.load(Plan, path, kind="plan") if (path := seek(result.plan_file)) else None
     law = Law.load(path) if (path := seek(result.law_file)) else None
-    published = result.runs_table in list_published()
-    table = result.runs_table if published else seek(result.runs_table)
-    runs = None if table is None else read_runs(table, target=law.target if law else "loss")
+    runs = _read_runs(result, law, seek)
     curves = [_read_curve(c, path) for c in result.candidates if (path := seek(f"{c.folder}/{METRICS}"))]
     return Evidence(
         result=result,
@@ -78,7 +76,7 @@ def read_evidence(result: StudyResult, folder: Path) -> Evidence:
         evaluations={
             c.name: codec.load(Evaluation, path, kind="evaluation")
             for c in result.candidates
-            if (path := seek(f"{EVALUATIONS}/{c.recipe_id}.json"))
+            if (path := seek(f"{EVALUATIONS}/{c.recipe_id}.json", needed=bool(c.accuracies)))
         },
         gone=tuple(seek.gone),
     )
@@ -91,13 +89,23 @@ class _Seeker:
         self.folder = folder
         self.gone: list[str] = []
 
-    def __call__(self, name: str | None) -> Path | None:
-        if name is None:
+    def __call__(self, name: str | None, *, needed: bool = True) -> Path | None:
+        if not name:
             return None
         if (self.folder / name).is_file():
             return self.folder / name
-        self.gone.append(name)
+        self.gone += [name] if needed else []
         return None
+
+
+def _read_runs(result: StudyResult, law: Law | None, seek: _Seeker) -> Table | None:
+    """Read the runs that the law was fitted to: a published table, or a file, and of it what the study chose."""
+    table = result.runs_table if result.runs_table in list_published() else seek(result.runs_table)
+    if table is None:
+        return None
+    asked = result.study.get("law") or {}
+    target = "loss" if law is None else law.target
+    return read_runs(table, where=asked.get("where"), validation=asked.get("validation"), target=target)
 
 
 def _read_latencies(result: StudyResult, plan: Plan | None, seek: _Seeker) -> Comparison | None:

@@ -8,7 +8,8 @@ from itertools import groupby
 from pathlib import Path
 
 from lathe.report.html import Cell, DataTable, Page, Section, show_cell
-from lathe.report.study_page import name_figure, study_page
+from lathe.report.study_figures import name_figure
+from lathe.report.study_page import study_page
 from lathe.studies import StudyResult
 
 

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
 
-from lathe.report.charts import save_chart
 from lathe.report.eval_charts import letter
 from lathe.report.eval_page import evaluation_page
 from lathe.report.html import Page, Section
 from lathe.report.latency_tables import format_seconds
 from lathe.report.law_page import law_page
-from lathe.report.plan_charts import chart_plan
 from lathe.report.plan_page import plan_page, write_sentence
 from lathe.report.study_charts import (
     chart_agreement,
@@ -43,10 +38,8 @@ from lathe.report.study_tables import (
 from lathe.report.tables import format_count
 from lathe.studies import Candidate, StudyResult
 
-if TYPE_CHECKING:
-    from lathe.report.html import AnyChart
-
-FIGURE_WIDTH = 640
+NAMED = 4
+"""Files that are gone, to name; of more, how many."""
 LAW_CHART = "Predicted against measured"
 """The section of a law's page that this one says better: its chart has the candidates too."""
 
@@ -57,10 +50,11 @@ def study_page(result: StudyResult, folder: Path) -> Page:
     Files that are gone are left out, and named. Raises a LatheError for one that is there and cannot be read.
     """
     seen = read_evidence(result, folder)
+    plan = None if seen.plan is None else plan_page(seen.plan, trained=list_trained(result))
     parts = {
-        "Answer": _answer(seen),
+        "Answer": _answer(result, plan),
         "Prediction and truth": _truth(seen),
-        "Plan": _plan(seen),
+        "Plan": _plan(plan),
         "Law": _law(seen),
         "Training": _training(seen),
         "Evaluation": _evaluation(seen),
@@ -72,64 +66,41 @@ def study_page(result: StudyResult, folder: Path) -> Page:
         for part, found in parts.items()
         for i, section in enumerate(found)
     ]
-    gone = [f"{name} is gone: what it held is left out" for name in seen.gone]
     return Page(
         title=f"{result.name}: {result.chosen or 'nothing met the budget'}",
-        lead=_lead(seen),
-        figures=_figures(seen),
-        notes=[write_sentence(note) for note in (*result.notes, *gone)],
+        lead=_lead(result, plan),
+        figures=_figures(result, plan),
+        notes=[*map(write_sentence, result.notes), *_gone(seen)],
         sections=sections,
     )
 
 
-def save_figures(
-    result: StudyResult, folder: Path, out: Path, formats: Sequence[str] = ("svg",)
-) -> tuple[tuple[str, Path], ...]:
-    """Write each of the report's charts to a file of its own in a folder, made if need be; gives (heading, file).
-
-    Args:
-        formats: of png, svg, pdf, json and html.
-
-    Raises:
-        LatheError: a format that there is not, or a file that cannot be written.
-        MissingExtraError: the packages that draw are not installed.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    found = []
-    for section in study_page(result, folder).sections:
-        if section.chart is None:
-            continue
-        chart = cast("AnyChart", section.chart.properties(width=FIGURE_WIDTH, title=section.heading))
-        for one in formats:
-            path = out / f"{name_figure(section.heading)}.{one}"
-            save_chart(chart, path)
-            found.append((section.heading, path))
-    return tuple(found)
+def _gone(seen: Evidence) -> list[str]:
+    """Name the files that are gone in one note, or some of them."""
+    if not seen.gone:
+        return []
+    more = len(seen.gone) - NAMED
+    names = ", ".join(seen.gone[:NAMED]) + (f" and {more} more" if more > 0 else "")
+    return [f"Gone from the study's folder, so that what they held is left out: {names}."]
 
 
-def name_figure(heading: str) -> str:
-    """Name a chart's file after its heading."""
-    return re.sub(r"\W+", "-", heading.lower()).strip("-")
-
-
-def _lead(seen: Evidence) -> tuple[str, ...]:
+def _lead(result: StudyResult, plan: Page | None) -> tuple[str, ...]:
     """Say what was asked, as the plan does, or what is left to say without one."""
-    if seen.plan is not None:
-        return tuple(plan_page(seen.plan).lead)
-    budget = seen.result.budget_s
-    return () if budget is None else (f"Budget: total latency ≤ {format_seconds(budget)}",)
+    if plan is not None:
+        return tuple(plan.lead)
+    return () if result.budget_s is None else (f"Budget: total latency ≤ {format_seconds(result.budget_s)}",)
 
 
-def _figures(seen: Evidence) -> list[tuple[str, str]]:
-    result, chosen = seen.result, find_chosen(seen.result)
+def _figures(result: StudyResult, plan: Page | None) -> list[tuple[str, str]]:
+    """Give the chosen shape's figures, or the nearest one's: of those trained, else of the plan's."""
+    chosen, near = find_chosen(result), find_nearest(result)
     if chosen is not None:
         return _chosen_figures(result, chosen)
-    near = find_nearest(result)
     if near is not None and near.measured_s is not None:
         found = [("nearest shape", near.name), ("latency, measured", format_seconds(near.measured_s))]
         found += _budget(result, near.measured_s)
         return [*found, ("true loss", f"{near.true_loss:.3f}"), ("params", format_count(near.shape.params))]
-    return [] if seen.plan is None else list(plan_page(seen.plan).figures)
+    return [] if plan is None else list(plan.figures)
 
 
 def _chosen_figures(result: StudyResult, chosen: Candidate) -> list[tuple[str, str]]:
@@ -142,7 +113,7 @@ def _chosen_figures(result: StudyResult, chosen: Candidate) -> list[tuple[str, s
     if result.rivals:
         rival = result.rivals[0]
         gain = rival.predicted_loss - chosen.predicted_loss
-        found.append((f"predicted {'gain' if gain >= 0 else 'loss'} on {rival.name}", f"{abs(gain):.3f}"))
+        found.append((f"predicted {'gain' if gain >= 0 else 'loss'} on {rival.name.split(',')[0]}", f"{abs(gain):.3f}"))
     if chosen.measured_s is None:
         found.append(("latency, predicted", format_seconds(chosen.predicted_s)))
     else:
@@ -159,24 +130,24 @@ def _budget(result: StudyResult, seconds: float) -> list[tuple[str, str]]:
     return [(f"of the {format_seconds(result.budget_s)} budget", format_share(seconds / result.budget_s, sign=""))]
 
 
-def _answer(seen: Evidence) -> list[Section]:
-    result, points = seen.result, []
+def _answer(result: StudyResult, plan: Page | None) -> list[Section]:
+    points: list[str] = []
     near = None if result.chosen is not None else find_nearest(result)
     if near is not None and near.measured_s is not None and result.budget_s is not None:
         points.append(
             f"Nearest is {near.name}: it took {format_seconds(near.measured_s)} where the budget is"
-            f" {format_seconds(result.budget_s)}. Allow that much, or plan with a smaller budget than what is needed."
+            f" {format_seconds(result.budget_s)}. Allow that much, or ask the plan for less."
         )
-    if not result.candidates and seen.plan is not None and seen.plan.nearest is not None:
-        points.append(next(s.text for s in plan_page(seen.plan).sections if s.heading == "Limits"))
+    if not result.candidates and plan is not None:
+        points += [section.text for section in plan.sections if section.heading == "Limits"]
     points += [f"{rival.name}: {rival.why}." for rival in result.rivals]
     heading = "What was chosen, and what it beat" if result.chosen else "Nothing met the budget"
-    shown = bool(result.candidates or result.rivals)
-    table = versus_table(result) if shown else None
-    sections = [Section(heading=heading, text=result.reason, points=points, table=table)]
-    if not shown:
+    table = versus_table(result) if result.candidates or result.rivals else None
+    sections = [Section(heading=heading, text=write_sentence(result.reason), points=points, table=table)]
+    if not result.candidates:
         return sections
-    text = f"Bars are predicted {format_level(result)}s of a new run; what was not trained has no true loss."
+    text = f"Bars are predicted {format_level(result)}s of a new run."
+    text += " What was not trained has no true loss." if result.rivals else ""
     sections.append(Section(heading="Loss", text=text, chart=chart_losses(result)))
     text = "What the workload takes." + (" Left of the dashed line is within the budget." if result.budget_s else "")
     sections.append(Section(heading="Latency", text=text, chart=chart_latencies(result)))
@@ -226,24 +197,21 @@ def _cross(seen: Evidence) -> str:
     return f" Fitted without one size at a time, the law is off by {off} on it (root mean square)."
 
 
-def _plan(seen: Evidence) -> list[Section]:
-    """Take the plan's page, and mark in its chart where the candidates came out."""
-    if seen.plan is None:
+def _plan(plan: Page | None) -> list[Section]:
+    """Take the plan's page, with its cautions after the chart."""
+    if plan is None:
         return []
-    page, trained = plan_page(seen.plan), list_trained(seen.result)
-    first, *rest = page.sections
-    if trained and first.chart is not None and seen.plan.budget.target_loss is None:
-        text = (
-            f"{first.text} Squares are trained candidates, as measured; lines lead there from where the plan saw them."
-        )
-        first = replace(first, chart=chart_plan(seen.plan, trained=trained), text=text)
-    cautions = [Section(heading="To heed", points=list(page.notes))] if page.notes else []
-    return [first, *cautions, *rest]
+    cautions = [Section(heading="To heed", points=list(plan.notes))] if plan.notes else []
+    return [*plan.sections[:1], *cautions, *plan.sections[1:]]
 
 
 def _law(seen: Evidence) -> list[Section]:
-    if seen.law is None or seen.runs is None:
+    if seen.law is None:
         return []
+    if seen.runs is None:
+        notes = [write_sentence(note) for note in seen.law.warnings]
+        forms = "\n".join(f"{member.form.name}: {member.form.formula}" for member in seen.law.averaged)
+        return [Section(heading=f"Scaling law: {seen.law.name}", points=notes, verbatim=forms)]
     page = law_page(seen.law, seen.runs, level=seen.result.level)
     text = "; ".join(f"{what}: {value}" for what, value in page.figures)
     about = Section(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -100,7 +101,7 @@ def files_table(result: StudyResult) -> DataTable:
         (result.plan_file, "the plan"),
         (result.exported, "the chosen model, to be used elsewhere"),
     )
-    rows = [(name, what) for name, what in (*STAGES, *named) if name is not None]
+    rows = [(name, what) for name, what in (*STAGES, *named) if name]
     return DataTable(head=("file", "holds"), rows=rows)
 
 
@@ -201,6 +202,6 @@ def _flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     for key, value in table.items():
         if isinstance(value, Mapping):
             found |= _flatten(value, f"{prefix}{key}.")
-        elif value is not None:
-            found[prefix + key] = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        elif value not in (None, [], ""):
+            found[prefix + key] = json.dumps(value, ensure_ascii=False).strip('"')
     return found

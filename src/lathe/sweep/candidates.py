@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from lathe import codec
-from lathe.design.choice import Choice
 from lathe.errors import StudyError
 from lathe.evals.continuation import CONTINUATION, read_documents, write_continuations
 from lathe.evals.evaluate import TaskPlan, TextPlan, evaluate
@@ -16,6 +15,7 @@ from lathe.hub.exporting import export_checkpoint
 from lathe.model.checkpoint import load_model, load_stop_tokens, load_tokenizer
 from lathe.model.generate import generate
 from lathe.model.sampling import Sampling
+from lathe.shape import Shape
 from lathe.studies import Candidate
 from lathe.sweep.entries import Entry
 from lathe.sweep.grid import load_grid
@@ -30,18 +30,18 @@ NO_SWEEP = ("family", "constraints", "tokens_per_param", "shapes", "seeds")
 """Parts of a grid that say which runs a sweep has, and nothing of how one is trained."""
 
 
-def make_entries(study: Study, choices: Sequence[Choice], dataset: str) -> list[Entry]:
-    """Make the recipes of a plan's choices: trained as the grid's runs are, but for the study's [training]."""
+def make_recipes(study: Study, shapes: Sequence[Shape], dataset: str) -> list[Entry]:
+    """Make the recipes of shapes: trained as the grid's runs are, but for the study's [training] and tokens."""
     grid = {key: value for key, value in (study.grid or {}).items() if key not in NO_SWEEP}
     base = {**grid.get("base", {}), **study.training}
     entries: list[Entry] = []
-    for choice in choices:
+    for shape in shapes:
         document = {
-            **grid, "base": base, "shape": {}, "shapes": [codec.encode(choice.shape)], "seeds": [study.seed],
+            **grid, "base": base, "shape": {}, "shapes": [codec.encode(shape)], "seeds": [study.seed],
             "tokens": study.plan.tokens, "branches": False,
         }  # fmt: skip
-        (entry,) = load_grid(document, source=f"the recipe of {choice.name}", data=dataset).entries
-        entries.append(entry)
+        source = f"the recipe of {shape.d_model}×{shape.n_layers}"
+        entries += load_grid(document, source=source, data=dataset).entries
     return entries
 
 

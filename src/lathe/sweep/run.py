@@ -22,7 +22,7 @@ from lathe.laws.importers import read_runs
 from lathe.laws.law import Law
 from lathe.presets.devices import load_device
 from lathe.studies import Candidate, StudyResult
-from lathe.sweep.candidates import evaluate_candidates, make_entries, measure_candidates, write_sample
+from lathe.sweep.candidates import evaluate_candidates, make_recipes, measure_candidates, write_sample
 from lathe.sweep.entries import Entry
 from lathe.sweep.grid import load_grid, read_entries
 from lathe.sweep.kept import Kept, Made, Reached, hash_words
@@ -42,8 +42,10 @@ from lathe.sweep.stages import (
     text_content,
 )
 from lathe.sweep.study import Study
-from lathe.sweep.sweep import sweep
+from lathe.sweep.sweep import QUIET, sweep
+from lathe.train.execution import Execution
 from lathe.train.folder import hold_folder
+from lathe.train.settings import fit_value
 from lathe.version import VERSION
 
 RESULT, STUDY = "result.json", "study.json"
@@ -121,7 +123,7 @@ class _Runner:
             return self._conclude([], planned["budget_s"], dataset)
         if dataset is None:
             raise Reached("plan")
-        chosen = make_entries(study, choices, dataset)
+        chosen = make_recipes(study, [choice.shape for choice in choices], dataset)
         asked = [[recipe.id for recipe in entry.recipes] for entry in chosen]
         trained = kept("train", lambda: self._sweep(chosen, CANDIDATES), asked=asked, after=("plan",))
         candidates = self._join(choices, chosen, trained)
@@ -152,7 +154,7 @@ class _Runner:
         launch = self.study.launch
         found = sweep(
             entries, self.folder / name, launcher=make_launcher(launch.launcher, launch.settings),
-            retries=launch.retries, report=self.report, live=self.live,
+            retries=launch.retries, execution=read_execution(launch.execution), report=self.report, live=self.live,
         )  # fmt: skip
         if not found.runs:
             first = found.failures[0]
@@ -192,9 +194,7 @@ class _Runner:
             )  # fmt: skip
         return found
 
-    def _conclude(
-        self, candidates: Sequence[Candidate], budget_s: float | None, dataset: str | None
-    ) -> StudyResult:
+    def _conclude(self, candidates: Sequence[Candidate], budget_s: float | None, dataset: str | None) -> StudyResult:
         """Choose the candidate of lowest loss that is quick enough, and write down all that was found."""
         study, folder = self.study, self.folder
         candidates = [dataclasses.replace(c, within_budget=_is_within(c, budget_s)) for c in candidates]
@@ -223,6 +223,14 @@ class _Runner:
         if not plan.choices:
             raise BudgetError(reason_of(plan))
         return result
+
+
+def read_execution(settings: Mapping[str, Any]) -> Execution:
+    """Read how each training of a study is run. Raises CodecError, also for what the sweep says itself."""
+    if own := sorted({"out", "runs", "name", "branch_at"} & set(settings)):
+        raise StudyError(f"[launch] execution gives {own[0]}, which a sweep gives each training itself; leave it out")
+    given = fit_value(Execution, {"out": "", "log_every": QUIET, **settings})
+    return codec.decode(Execution, given, source="[launch] execution")
 
 
 def reason_of(plan: Any) -> str:

@@ -188,7 +188,7 @@ def find_budget(planning: Planning, space: Space, device: Device, workload: Work
                 "params; widen d_model, n_layers or the params"
             )
         times = predict_latency(found.take(here), device=device, workload=workload, engine=engine).total_s
-        total_s = float(np.median(np.asarray(times)))
+        total_s = float(f"{np.median(np.asarray(times)):.4g}")
     return Budget(total_s=total_s, **given)
 
 

@@ -150,11 +150,15 @@ class Questions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launching:
-    """Say how trainings are run: by which launcher, with what settings of its own."""
+    """Say how trainings are run: by which launcher, with what settings of its own, and each how.
+
+    `execution` are settings of `lathe.train.execution.Execution`, such as save_every; none of them changes a recipe.
+    """
 
     launcher: str = "local"
     retries: int = 1
     settings: dict[str, Any] = field(default_factory=dict)
+    execution: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,7 +199,7 @@ class Study:
 def load_study(given: str | Path) -> Study:
     """Read a study: a file, or one of Lathe's own by name, such as quickstart.
 
-    Raises CodecError for keys and values that there are not, StudyError for what makes no study.
+    Raises CodecError for what makes no study, StudyError for a name that there is not.
     """
     path = Path(given)
     if not path.suffix:
@@ -204,10 +208,7 @@ def load_study(given: str | Path) -> Study:
             known = [p.stem for p in STUDIES.glob("*.toml")]
             raise StudyError(f"there is no study {str(given)!r}{nearest(str(given), known)} (a file ends in .toml)")
     body = codec.untag(documents.read_document(path), kind=KIND, source=str(path), required=False)
-    try:
-        return codec.decode(Study, _place(body, path.parent), source=str(path))
-    except StudyError as error:
-        raise StudyError(f"{path}: {error}") from error
+    return codec.decode(Study, _place(body, path.parent), source=str(path))
 
 
 def _place(body: Mapping[str, Any], folder: Path) -> dict[str, Any]:

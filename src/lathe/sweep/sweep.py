@@ -83,7 +83,7 @@ def sweep(
     _check(entries, retries)
     folder, started = Path(folder), time.monotonic()
     order = sorted(entries, key=lambda entry: -entry.effort)
-    jobs = [_make_job(entry, folder, execution) for entry in order]
+    jobs = [make_job(entry, folder, execution) for entry in order]
     with hold_folder(folder):
         state = _State(table=folder / TABLE, jobs=jobs, report=report)
         pending = [job for job in jobs if not state.is_settled(job)]
@@ -163,7 +163,8 @@ def _check(entries: Sequence[Entry], retries: int) -> None:
             raise StudyError(f"{entry.name} names no data to train on; give data.train in the grid's [base], or --data")
 
 
-def _make_job(entry: Entry, folder: Path, execution: Execution | None) -> Job:
+def make_job(entry: Entry, folder: Path, execution: Execution | None) -> Job:
+    """Make the job of an entry in a sweep's folder."""
     out = folder / entry.recipe.id[:ID_DIGITS]
     shared = execution or Execution(out=str(out), log_every=QUIET)
     own = replace(shared, out=str(out), runs=str(out / TABLE), name=None, branch_at=entry.branch_at)
