@@ -31,11 +31,9 @@ FIND_PYTHON = for python in $(PYTHONS); do \
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
-quickstart: $(STAMP)  ## fit a law to published runs, predict a larger model, plan a shape for a device
-	@mkdir -p build
-	$(BIN)/lathe fit morph-2025 --hold-out "size == '1B'" --out build/law.json --plot build/law.html
-	$(BIN)/lathe predict --law build/law.json --shape scale_open_lm_1b_v8 --tokens 29e9
-	$(BIN)/lathe plan --law build/law.json --device a100-40gb --total-s 2 --params 1.7e9 --tokens 29e9 --plot build/plan.html
+# The extras that it needs, without those of the tests: make EXTRAS=data,hf,report quickstart
+quickstart: $(STAMP)  ## the whole job in minutes: train small models, fit, measure, plan, train the best, report
+	$(BIN)/lathe run quickstart --out build/quickstart
 
 test: export OMP_NUM_THREADS := 2
 test: export OPENBLAS_NUM_THREADS := 2

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lathe.cli.mix import mix, write_mixture
-from lathe.data.mixture import load_mixture
+from lathe.cli.mix import mix
+from lathe.data.mixture import load_mixture, write_mixture
 from lathe.documents import parse_toml
 from lathe.errors import LatheError, LawError, RunsError
 from lathe.laws.mixture import BestMixture, MixtureLaw, best_mixture, draw_mixtures, fit_mixture

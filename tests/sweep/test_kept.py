@@ -55,6 +55,21 @@ def test_a_file_that_is_gone_or_changed_is_made_anew(tmp_path: Path, harm) -> No
     assert any("a.txt is gone or was changed" in line for line in stages.said)
 
 
+def test_a_shared_file_need_only_be_there(tmp_path: Path) -> None:
+    made: list[str] = []
+
+    def make() -> Made:
+        made.append("a")
+        (tmp_path / "table").write_text("1\n")
+        return Made(result={}, shared=("table",))
+
+    for harm in (lambda: None, lambda: (tmp_path / "table").write_text("1\n2\n"), (tmp_path / "table").unlink):
+        Kept(tmp_path, report=lambda line: None)("a", make, asked=1)
+        harm()
+    Kept(tmp_path, report=lambda line: None)("a", make, asked=1)
+    assert made == ["a", "a"]
+
+
 def test_a_broken_record_is_made_anew(tmp_path: Path) -> None:
     stages = Stages(tmp_path)
     stages.run(10, 5)

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from small_study import write_study
+from small_studies import write_study
 
 from lathe import codec
 from lathe.errors import CodecError, StudyError

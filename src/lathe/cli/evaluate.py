@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lathe.evals.answers import Answers
     from lathe.evals.evaluate import TaskPlan
     from lathe.evals.overlap import OverlapReport
+    from lathe.evals.results import LossResult
 
 Texts = Annotated[Words, arg(help="datasets' folders, mixtures' files, or files of text", metavar="DATASET…")]
 Tasks = Annotated[Words, arg(help="tasks and suites of the catalogue", metavar="TASK…")]
@@ -80,7 +81,7 @@ def evaluate(
         include_path: a folder with more of the harness's tasks.
         items: write every item's result here (.jsonl).
         out: write the evaluation here (.json); with --overlap, the overlapping items (.jsonl).
-        plot: write a page with charts here (.html).
+        plot: write a page with charts here (.html); of an evaluation, or of the two that --compare sets side by side.
         categories: also show accuracy per category.
         record: add the scores of a trained checkpoint to its run.
         batch_tokens: tokens computed at once; no score depends on it.
@@ -97,17 +98,18 @@ def evaluate(
     for path, suffix in ((items, ".jsonl"), (out, ".jsonl" if overlap else ".json"), (plot, ".html")):
         if path is not None:
             check_path(path, suffix)
+    measures = bool(loss) or (bool(tasks) and not overlap)
+    _check_flags(compare=compare, overlap=overlap, harness=harness, tasks=tasks, measures=measures, out=out)
     plan = TaskPlan(
         names=tasks, folder=data, catalogue=catalogue, files=read_files(file), shots=shots, seed=seed, limit=limit
     )
     if compare is not None:
-        _print_comparison(*compare, json=json)
+        _print_comparison(*compare, plot=plot, json=json)
     if overlap:
-        need(tasks, "--tasks", "tasks whose items to look for")
-        _print_overlap(plan, overlap, out)
+        _print_overlap(plan, overlap, out, json=json)
     if harness:
         _print_harness(checkpoint, harness, include_path, shots, limit, batch_tokens, dtype, device, out, json)
-    if loss or (tasks and not overlap) or not (compare or overlap or harness):
+    if measures or not (compare or overlap or harness):
         from lathe.evals.evaluate import TextPlan
         from lathe.evals.evaluate import evaluate as run
 
@@ -127,6 +129,21 @@ def evaluate(
             )  # fmt: skip
         _keep(answers, items=items, out=out, plot=plot, record=record)
         _print_answers(answers, plan, categories=categories, json=json)
+
+
+def _check_flags(
+    *, compare: Both, overlap: Sequence[str], harness: Sequence[str], tasks: Sequence[str], measures: bool,
+    out: Path | None,
+) -> None:  # fmt: skip
+    """Refuse flags that do not go together, before anything is measured. Raises EvaluationError."""
+    from lathe.errors import EvaluationError
+
+    if overlap:
+        need(tasks, "--tasks", "tasks whose items to look for")
+    if out is not None and compare is not None:
+        raise EvaluationError("--compare writes no --out; take --json for the comparison, or --plot for a page")
+    if out is not None and bool(overlap) + bool(harness) + measures > 1:
+        raise EvaluationError(f"{out} has room for one result, and several are asked for; ask for them one by one")
 
 
 def _need_checkpoint(checkpoint: Path | None) -> Path:
@@ -167,8 +184,23 @@ def _keep(answers: Answers, *, items: Path | None, out: Path | None, plot: Path 
         if (Path(evaluation.checkpoint) / RUN).is_file():
             from lathe.train.record import add_scores
 
-            losses = {Path(one.dataset).stem: (one.loss, one.se) for one in evaluation.losses}
-            add_scores(evaluation.checkpoint, accuracies=evaluation.accuracies, losses=losses)
+            add_scores(evaluation.checkpoint, accuracies=evaluation.accuracies, losses=_name_losses(evaluation.losses))
+
+
+def _name_losses(losses: Sequence[LossResult]) -> dict[str, tuple[float, float | None]]:
+    """Name losses as a run's columns: after the source, folder or file; by all of its path where two are alike."""
+    found: dict[str, tuple[float, float | None]] = {}
+    short = [_name_loss(one) for one in losses]
+    for one, name in zip(losses, short, strict=True):
+        whole = f"{one.dataset}:{one.source}" if one.source else one.dataset
+        found[name if short.count(name) == 1 else whole] = (one.loss, one.se)
+    return found
+
+
+def _name_loss(loss: LossResult) -> str:
+    path = Path(loss.dataset).resolve()
+    name = loss.source or (path.name if path.is_dir() else path.stem)
+    return f"{name}-train" if loss.split == "train" else name
 
 
 def _print_answers(answers: Answers, plan: TaskPlan, *, categories: bool, json: bool) -> None:
@@ -189,7 +221,7 @@ def _print_answers(answers: Answers, plan: TaskPlan, *, categories: bool, json: 
         console.print(f"! {line}")
 
 
-def _print_comparison(first: Path, second: Path, *, json: bool) -> None:
+def _print_comparison(first: Path, second: Path, *, plot: Path | None, json: bool) -> None:
     import json as encoder
 
     from lathe import codec
@@ -197,16 +229,24 @@ def _print_comparison(first: Path, second: Path, *, json: bool) -> None:
     from lathe.evals.compare import compare
     from lathe.report.eval_tables import comparison_table
 
-    found = compare(load_answers(first), load_answers(second))
+    answers = load_answers(first), load_answers(second)
+    found = compare(*answers)
+    if plot is not None:
+        from lathe.report.charts import save_chart
+        from lathe.report.eval_page import evaluation_page
+
+        save_chart(evaluation_page([one.evaluation for one in answers], comparison=found), plot)
     if json:
         print(encoder.dumps(codec.encode(found), indent=2))
     else:
         open_console().print(comparison_table(found))
 
 
-def _print_overlap(plan: TaskPlan, sources: Sequence[str], out: Path | None) -> None:
+def _print_overlap(plan: TaskPlan, sources: Sequence[str], out: Path | None, *, json: bool) -> None:
     import dataclasses
+    import json as encoder
 
+    from lathe import codec
     from lathe.evals.evaluate import read_tasks
     from lathe.evals.overlap import measure_overlap, write_dirty
     from lathe.evals.tasks import load_catalogue
@@ -218,11 +258,14 @@ def _print_overlap(plan: TaskPlan, sources: Sequence[str], out: Path | None) -> 
     for source in sources:
         with Progress(f"reading {source}") as tell:
             reports.append(measure_overlap(questions, source, progress=tell))
+    if out is not None:
+        every = tuple(task for report in reports for task in report.tasks)  # each place names its data
+        write_dirty(dataclasses.replace(reports[0], tasks=every), out)
+    if json:
+        print(encoder.dumps([codec.encode(report) for report in reports], indent=2))
+        return
     for report in reports:
         open_console().print(overlap_table(report))
-    if out is not None:
-        for report in reports:
-            write_dirty(report, out)
 
 
 def _print_harness(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -42,6 +41,7 @@ def mix(
         level: probability of the intervals.
         seed: of the refits and the simulated mixtures.
     """
+    from lathe.data.mixture import write_mixture
     from lathe.documents import check_path, write_atomic
     from lathe.errors import LawError
     from lathe.laws.mixture import best_mixture, fit_mixture
@@ -64,18 +64,6 @@ def mix(
     if out is not None:
         write_atomic(out, write_mixture(best.weights, folders))
         console.print(f"mixture: {out}")
-
-
-def write_mixture(weights: Mapping[str, float], folders: Mapping[str, str]) -> str:
-    """Write a mixture as TOML, weights to four decimals that sum to 1; its folders are relative to the file's."""
-    rounded = {name: round(weight, 4) for name, weight in weights.items()}
-    largest = max(rounded, key=lambda name: rounded[name])
-    rounded[largest] = round(rounded[largest] + 1 - sum(rounded.values()), 4)
-    tables = {"sources": {name: json.dumps(folders[name]) for name in rounded}, "weights": rounded}
-    return "\n".join(
-        f"[{title}]\n" + "".join(f"{json.dumps(name)} = {value}\n" for name, value in body.items())
-        for title, body in tables.items()
-    )
 
 
 def _split(pairs: Sequence[str], flag: str, *, known: Sequence[str] | None = None) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,8 +13,9 @@ from lathe.cli.terminal import open_console
 
 if TYPE_CHECKING:
     from lathe.studies import StudyResult
+    from lathe.sweep.study import Study
 
-Stage = Literal["data", "sweep", "law", "device", "plan", "train", "measure", "evaluate", "export"]
+Stage = Literal["data", "mixture", "sweep", "law", "device", "plan", "train", "measure", "evaluate", "export"]
 
 
 def run(
@@ -29,7 +31,8 @@ def run(
     Example: lathe run quickstart
 
     What is done is kept in the study's folder: the same command goes on where it was stopped, and makes again only what
-    hangs on something that has changed.
+    hangs on something that has changed. Ends with exit code 2 where nothing fits the budget, and the report says what
+    comes nearest; with 75 where a signal asked to stop.
 
     Args:
         out: the study's folder; studies/ and its name if not given.
@@ -38,35 +41,52 @@ def run(
         seed: of first weights, of the data's order and of draws, in place of the study's.
         open: show the report in the browser.
     """
-    from lathe.sweep.kept import Reached
-    from lathe.sweep.run import run_study
     from lathe.sweep.study import load_study
 
     found = load_study(study)
     if seed is not None:
         found = found.with_seed(seed)
     folder = out or Path("studies") / found.name
-    console = open_console()
     if dry_run:
         from lathe.sweep.dry import describe_study
 
         for line in describe_study(found, folder):
-            console.print(line)
+            print(line)
         return
-    try:
-        result = run_study(found, folder, until=until, report=console.print)
-    except Reached as reached:
-        console.print(f"{reached}; what there is, is in {folder}")
-        return
-    page = _write_page(result, folder, folder / "report.html")
-    from lathe.report.study_summary import study_summary
-
-    console.print(study_summary(result))
-    console.print(f"report: {page}")
-    if open:
+    page = carry_out(found, folder, until=until)
+    if open and page is not None:
         import webbrowser
 
         webbrowser.open(page.resolve().as_uri())
+
+
+def carry_out(study: Study, folder: Path, *, until: str | None = None) -> Path | None:
+    """Carry a study out, show what it found, and give its page; None where it was to stop earlier.
+
+    Where nothing fits the budget there is a page too. Raises NothingFits then; exits where a signal asked to stop.
+    """
+    from lathe.errors import Stopped
+    from lathe.report.study_summary import study_summary
+    from lathe.sweep.kept import Reached
+    from lathe.sweep.run import NothingFits, run_study
+    from lathe.train.launch import STOPPED
+
+    console, page = open_console(), folder / "report.html"
+    try:
+        result = run_study(study, folder, until=until, report=console.print)
+    except Reached as reached:
+        console.print(f"{reached}; what there is, is in {folder}")
+        return None
+    except NothingFits as unmet:
+        console.print(f"report: {_write_page(unmet.result, folder, page)}")
+        raise
+    except Stopped as stopped:
+        print(f"lathe: {stopped}", file=sys.stderr)
+        sys.exit(STOPPED)
+    _write_page(result, folder, page)
+    console.print(study_summary(result))
+    console.print(f"report: {page}")
+    return page
 
 
 def report(

@@ -7,8 +7,9 @@ to a sample or so, so that the realised mixture never drifts; inside a block the
 from __future__ import annotations
 
 import functools
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -59,6 +60,18 @@ def load_mixture(path: str | Path) -> Mixture:
     """Read a mixture from a `.toml` or `.json` file; its folders are relative to the file's. Raises CodecError."""
     mixture = codec.load(Mixture, path, kind="mixture")
     return replace(mixture, sources={n: str(Path(path).parent / folder) for n, folder in mixture.sources.items()})
+
+
+def write_mixture(weights: Mapping[str, float], folders: Mapping[str, str]) -> str:
+    """Write a mixture as TOML, weights to four decimals that sum to 1; its folders are relative to the file's."""
+    rounded = {name: round(weight, 4) for name, weight in weights.items()}
+    largest = max(rounded, key=lambda name: rounded[name])
+    rounded[largest] = round(rounded[largest] + 1 - sum(rounded.values()), 4)
+    tables = {"sources": {name: json.dumps(folders[name]) for name in rounded}, "weights": rounded}
+    return "\n".join(
+        f"[{title}]\n" + "".join(f"{json.dumps(name)} = {value}\n" for name, value in body.items())
+        for title, body in tables.items()
+    )
 
 
 def open_sources(mixture: Mixture) -> dict[str, Dataset]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lathe.data.mixture import load_mixture
 from lathe.data.store import Dataset
 from lathe.documents import write_atomic
 from lathe.errors import EvaluationError
@@ -23,10 +24,10 @@ TRIES = 50
 
 
 def write_continuations(dataset: str | Path, out: str | Path, *, count: int, seed: int = 0) -> int:
-    """Write `count` items made from a dataset's held-out documents; the same ones for the same text and seed.
+    """Write `count` items made from held-out documents of a dataset, or of a mixture's sources, whatever their weights.
 
     An item is a passage and four that might follow: the one that does, and three from elsewhere in the held-out text.
-    Raises EvaluationError where the text is too short.
+    The same text and seed give the same items. Raises EvaluationError where the text is too short.
     """
     texts = read_documents(dataset)
     draw = random.Random(seed)
@@ -54,7 +55,10 @@ def write_continuations(dataset: str | Path, out: str | Path, *, count: int, see
 
 
 def read_documents(dataset: str | Path) -> list[str]:
-    """Read a dataset's held-out documents as text."""
+    """Read the held-out documents of a dataset, or of a mixture's sources in the order of their names, as text."""
+    if Path(dataset).suffix in (".toml", ".json"):
+        sources = load_mixture(dataset).sources
+        return [text for name in sorted(sources) for text in read_documents(sources[name])]
     opened = Dataset(dataset)
     split, tokenizer = opened.split("held-out"), load_tokenizer(dataset)
     ends_d = split.index_nc[:, 0].astype(np.int64)

@@ -25,8 +25,8 @@ def encode_pairs(
     """
     moved = [[_move_spaces(*pair) for pair in pairs] for pairs in questions]
     texts = {text for pairs in moved for context, rest in pairs if context for text in (context, context + rest)}
-    ids = _encode_all(scorer, list(texts), special=True)
-    bare = _encode_all(scorer, list({rest for pairs in moved for context, rest in pairs if not context}), special=False)
+    ids = encode_texts(scorer, list(texts), special=True)
+    bare = encode_texts(scorer, list({rest for pairs in moved for context, rest in pairs if not context}), special=False)
     found = []
     for i, pairs in enumerate(moved):
         options = []
@@ -61,7 +61,7 @@ def _begin(ids: Ids, prefix: int | None) -> Option:
     return (ids[:1], ids[1:]) if ids[:1] == (prefix,) else ((prefix,), ids)
 
 
-def _encode_all(scorer: Scorer, texts: list[str], *, special: bool) -> dict[str, Ids]:
+def encode_texts(scorer: Scorer, texts: list[str], *, special: bool = True) -> dict[str, Ids]:
     """Encode texts; a text that begins with the token for beginnings is not given another."""
     begin = scorer.words.begin_text
     plain = [text for text in texts if not special or (begin and text.startswith(begin))]

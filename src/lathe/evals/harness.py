@@ -21,6 +21,7 @@ import torch
 
 from lathe.errors import EvaluationError, explain_import, nearest
 from lathe.evals.continuing import continue_texts
+from lathe.evals.encode import encode_texts
 from lathe.evals.score import Progress, score_pairs, score_tokens
 from lathe.evals.scorer import Scorer, open_scorer
 from lathe.evals.tree import Ids, Option
@@ -155,7 +156,7 @@ class LatheLM(LM):
         return [sum(next(scores)[0].log_prob for _ in of_text) for of_text in windows]
 
     def _windows(self, text: str) -> list[Option]:
-        ids = self._encode(text)
+        ids = encode_texts(self.scorer, [text])[text]
         if self.scorer.words.prefix is None:
             raise EvaluationError(
                 "to score a whole text, some token must stand in front of it, and the tokenizer names none that begins "
@@ -183,19 +184,14 @@ class LatheLM(LM):
 
     def _prompt(self, request: Instance, *, max_new_tokens: int) -> Ids:
         """Encode a prompt, cut on the left so that there is room for what follows."""
-        ids, limit = self._encode(request.args[0]), self.scorer.max_tokens
+        text, limit = request.args[0], self.scorer.max_tokens
+        ids = encode_texts(self.scorer, [text])[text]
         if limit is not None and max_new_tokens >= limit:
             raise EvaluationError(
                 f"{_name(request)} asks for {max_new_tokens} new tokens, but the model reads {limit} in all, prompt "
                 "included; lower max_gen_toks in the task's generation_kwargs"
             )
         return ids if limit is None else ids[max_new_tokens - limit :]
-
-    def _encode(self, text: str) -> Ids:
-        """Encode a text; one that begins with the token for beginnings is not given another."""
-        begin = self.scorer.words.begin_text
-        special = not (begin and text.startswith(begin))
-        return tuple(self.scorer.words.tokenizer.encode(text, add_special_tokens=special).ids)
 
     @property
     def tokenizer_name(self) -> str:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 BACKENDS = ("auto", "lathe", "transformers")
-BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
+BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
 """Tokens of a batch, if not said: enough to fill the device; more only pads more."""
 WHOLE_LOGITS_BYTES = 2**28
 """What a foreign model's logits may take, which it gives at every place."""

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+MEAN = "mean"
+"""Stands for the mean over validation sets, where none is called so."""
+
+
 def read_runs(
     name_or_path: str | Path,
     *,
@@ -42,8 +46,8 @@ def read_runs(
         name_or_path: a name that `list_published` lists wins over a file; give a `Path` to mean the file.
         columns: their name → ours, for sources with names of their own. A renamed column replaces one of
             that name.
-        validation: the validation set whose column `loss_<set>` becomes `loss`; by default C4's, where the
-            source has no `loss` of its own.
+        validation: the validation set whose column `loss_<set>` becomes `loss`, or "mean" for the mean over all of
+            them; by default C4's, where the source has no `loss` of its own.
         tasks: a named set of tasks (`TASK_SETS`) or names of tasks, whose mean top-1 error becomes `error`;
             by default "17", where the source has them. A run that lacks one of the scores has no mean.
         where: rows to keep, such as "dataset == 'rpj' and tokens_per_param >= 20": comparisons, arithmetic,
@@ -184,11 +188,24 @@ def _choose_loss(frame: pd.DataFrame, validation: str | None, *, source: str) ->
             return frame
         validation = DEFAULT_VALIDATION
     name = name_column(validation)
+    if validation == MEAN and name not in sets and sets:
+        return _average_losses(frame, losses)
     if name not in sets:
         raise RunsError(f"{source} has no loss on validation set {validation!r}; it has {', '.join(sets) or 'none'}")
     se = f"loss_se_{name}"
     frame = frame.drop(columns="loss_se", errors="ignore").assign(loss=frame[f"loss_{name}"])
     return frame.assign(loss_se=frame[se]) if se in frame.columns else frame
+
+
+def _average_losses(frame: pd.DataFrame, losses: Sequence[str]) -> pd.DataFrame:
+    """Make `loss` the mean over validation sets; a run that lacks one has none."""
+    mean = frame[list(losses)].apply(_to_numeric).mean(axis=1, skipna=False)
+    frame = frame.drop(columns="loss_se", errors="ignore").assign(loss=mean)
+    errors = [f"loss_se_{name.removeprefix('loss_')}" for name in losses]
+    if not set(errors) <= set(frame.columns):
+        return frame
+    squares = frame[errors].apply(_to_numeric) ** 2
+    return frame.assign(loss_se=squares.sum(axis=1, skipna=False) ** 0.5 / len(losses))
 
 
 def _choose_error(frame: pd.DataFrame, tasks: str | Sequence[str] | None, *, source: str) -> pd.DataFrame:

@@ -109,7 +109,6 @@ def _attend_narrow(q_bhte: Tensor, k_bgse: Tensor, v_bgse: Tensor, mask: Tensor 
     g, s = k_bgse.shape[1:3]
     r, causal = h // g, mask is None
     q_bgrte = (q_bhte * e**-0.5).view(b, g, r, t, e)
-    k_bges, v_bges = k_bgse.transpose(2, 3), v_bgse.transpose(2, 3).contiguous()
     mixed_bgert = torch.empty(b, g, e, r, t, dtype=q_bhte.dtype)
     bias = None if mask is None else torch.zeros(mask.shape, dtype=q_bhte.dtype).masked_fill_(~mask, -torch.inf)
     ahead = torch.full((QUERIES, QUERIES), -torch.inf, dtype=q_bhte.dtype).triu(1)
@@ -120,13 +119,15 @@ def _attend_narrow(q_bhte: Tensor, k_bgse: Tensor, v_bgse: Tensor, mask: Tensor 
         for at in range(0, b, rows):
             part = slice(at, min(b, at + rows))
             q = q_bgrte[part, :, :, first:last].reshape(-1, r * (last - first), e)
-            scores = torch.bmm(q, k_bges[part, :, :, :seen].reshape(-1, e, seen)).view(-1, g, r, last - first, seen)
+            scores = torch.bmm(q, k_bgse[part, :, :seen].reshape(-1, seen, e).transpose(1, 2)).view(
+                -1, g, r, last - first, seen
+            )
             if causal:
                 scores[..., s - t + first :] += ahead[: last - first, : last - first]
             elif bias is not None:
                 scores += bias[part if len(bias) > 1 else slice(None), :, None, first:last]
             weights = scores.softmax(-1).view(-1, r * (last - first), seen)
-            mixed = torch.bmm(v_bges[part, :, :, :seen].reshape(-1, e, seen), weights.transpose(1, 2))
+            mixed = torch.bmm(v_bgse[part, :, :seen].reshape(-1, seen, e).transpose(1, 2), weights.transpose(1, 2))
             mixed_bgert[part, :, :, :, first:last] = mixed.view(-1, g, e, r, last - first)
     return mixed_bgert.permute(0, 1, 3, 4, 2).reshape(b, h, t, e)
 

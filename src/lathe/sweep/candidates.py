@@ -20,7 +20,7 @@ from lathe.studies import Candidate
 from lathe.sweep.entries import Entry
 from lathe.sweep.grid import load_grid
 from lathe.sweep.kept import Made
-from lathe.sweep.stages import measure_shapes
+from lathe.sweep.stages import MEASUREMENTS, measure_shapes
 from lathe.sweep.study import Study
 from lathe.train.record import add_scores
 
@@ -41,7 +41,13 @@ def make_recipes(study: Study, shapes: Sequence[Shape], dataset: str) -> list[En
             "tokens": study.plan.tokens, "branches": False,
         }  # fmt: skip
         source = f"the recipe of {shape.d_model}×{shape.n_layers}"
-        entries += load_grid(document, source=source, data=dataset).entries
+        found = load_grid(document, source=source, data=dataset).entries
+        if len(found) > 1:
+            raise StudyError(
+                f"the grid's [base] trains each shape in {len(found)} ways; say in [training] which of the values that "
+                "are several the chosen models take"
+            )
+        entries += found
     return entries
 
 
@@ -58,7 +64,7 @@ def measure_candidates(
             "measured_high_s": (latency.p95 or {}).get("total_s"),
             "measured_memory_bytes": latency.memory_bytes,
         }
-    return Made(result=result, runs=len(found))
+    return Made(result=result, shared=(MEASUREMENTS,), runs=len(found))
 
 
 def evaluate_candidates(
@@ -91,9 +97,15 @@ def evaluate_candidates(
         result[candidate.recipe_id] = {
             "accuracies": found.accuracies,
             "accuracy_ses": {task.task: task.se for task in found.tasks if task.se is not None},
-            "bits_per_byte": found.losses[0].bits_per_byte,
+            "bits_per_byte": _average([one.bits_per_byte for one in found.losses if one.dataset == dataset]),
         }
     return Made(result=result, files=tuple(made))
+
+
+def _average(values: Sequence[float | None]) -> float | None:
+    """Average what is known of each part of a text; None if something is not."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
 def write_sample(study: Study, chosen: Candidate, folder: Path, dataset: str) -> Made:
@@ -113,7 +125,9 @@ def write_sample(study: Study, chosen: Candidate, folder: Path, dataset: str) ->
         sampling=Sampling(temperature=0.8, top_p=0.95), stop_tokens=load_stop_tokens(checkpoint), seed=study.seed,
     )  # fmt: skip
     sample = tokenizer.decode(new)
-    return Made(result={"exported": exported, "prompt": prompt, "sample": sample})
+    made = [] if exported is None else [folder / exported, *sorted((folder / exported).rglob("*"))]
+    files = tuple(str(path.relative_to(folder)) for path in made if path.is_file())
+    return Made(result={"exported": exported, "prompt": prompt, "sample": sample}, files=files)
 
 
 def _find_prompt(dataset: str) -> str:

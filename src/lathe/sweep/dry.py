@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from lathe import codec
-from lathe.errors import CodecError
+from lathe.data.store import Dataset
+from lathe.sweep.entries import Entry
 from lathe.sweep.grid import load_grid
 from lathe.sweep.jobs import read_outcome
-from lathe.sweep.kept import KIND, Stage
-from lathe.sweep.kept import STAGES as FOLDER
-from lathe.sweep.run import RUNS, STAGES
+from lathe.sweep.kept import read_stage
+from lathe.sweep.layout import RUNS, find_dataset, list_entries, list_stages
+from lathe.sweep.mixing import proxy_document
 from lathe.sweep.study import Study
 from lathe.sweep.sweep import make_job
 from lathe.train.estimate import MFU
@@ -26,38 +28,55 @@ def describe_study(study: Study, folder: Path, *, device: str = "cpu") -> list[s
     Time is FLOPs over `MFU` of this machine's peak, shared by the cores or GPUs that the launcher has; models so small
     that a step is launches take longer.
     """
+    study = study.settled()
     lines = [f"study {study.name}, in {folder}"]
-    kept = {name: _find(folder, name) for name in STAGES}
-    for name in STAGES:
-        stage = kept[name]
+    for name in list_stages(study):
+        stage = read_stage(folder, name)
         state = "to do" if stage is None else f"made before, in {format_seconds(stage.cost.seconds)}"
         lines.append(f"  {name:<9} {state}")
+    flops = planned = 6.0 * study.plan.params * study.plan.tokens * study.plan.top
+    if study.mixture is not None and read_stage(folder, "mixture") is None:
+        document = _with_vocabulary(study, proxy_document(study, study.mixture))
+        (proxy, *_) = load_grid(document, source="[mixture]").entries
+        proxies = proxy.flops * study.mixture.proxies
+        flops += proxies
+        lines.append(f"mixture: {study.mixture.proxies} proxies, {proxies:.3g} FLOPs to do")
     if study.grid is None:
-        return [*lines, "no sweep: the law is from elsewhere"]
-    data = kept["data"]
-    dataset = None if data is None else str(folder / data.result["dataset"])
-    if dataset is None:
-        shape = {"vocab_size": study.text.vocab_size if study.text else 0, **study.grid.get("shape", {})}
-        entries = load_grid({"seeds": [study.seed], **study.grid, "shape": shape}, source="[grid]").entries
+        lines.append("no sweep: the law is from elsewhere")
     else:
-        entries = load_grid({"seeds": [study.seed], **study.grid}, source="[grid]", data=dataset).entries
-    done = [e for e in entries if dataset and read_outcome(make_job(e, folder / RUNS, None)) is not None]
-    flops = sum(entry.flops for entry in entries if entry not in done)
-    planned = 6.0 * study.plan.params * study.plan.tokens * study.plan.top
+        entries, done = _list_sweep(study, folder)
+        left = sum(entry.flops for entry in entries if entry not in done)
+        flops += left
+        runs = sum(len(entry.recipes) for entry in entries)
+        lines.append(f"sweep: {len(entries)} trainings, {runs} runs, {len(done)} done; {left:.3g} FLOPs to do")
+    kind = "cpu" if device == "cpu" else "gpu"
     peak = find_peak(torch.device(device), "fp32" if device == "cpu" else "bf16")
-    seconds = (flops + planned) / (MFU["cpu" if device == "cpu" else "gpu"] * peak.flops_per_s)
+    seconds = flops / (MFU[kind] * peak.flops_per_s)
     return [
         *lines,
-        f"sweep: {len(entries)} trainings, {sum(len(e.recipes) for e in entries)} runs, {len(done)} done; "
-        f"{flops:.3g} FLOPs to do",
         f"candidates: {study.plan.top}, at most {planned:.3g} FLOPs",
-        f"time: {format_seconds(seconds)} or more here, at {MFU['cpu']:.0%} of {peak.flops_per_s:.3g} FLOP/s",
+        f"time: {format_seconds(seconds)} or more here, at {MFU[kind]:.0%} of {peak.flops_per_s:.3g} FLOP/s",
     ]
 
 
-def _find(folder: Path, name: str) -> Stage | None:
-    path = folder / FOLDER / f"{name}.json"
-    try:
-        return codec.load(Stage, path, kind=KIND) if path.is_file() else None
-    except CodecError:
-        return None
+def _list_sweep(study: Study, folder: Path) -> tuple[Sequence[Entry], list[Entry]]:
+    """List what the sweep trains, and what of it is trained."""
+    dataset = find_dataset(study, folder)
+    if dataset is None:
+        document = _with_vocabulary(study, {"seeds": [study.seed], **(study.grid or {})})
+        return load_grid(document, source="[grid]").entries, []
+    entries = list_entries(study, folder, dataset)
+    return entries, [one for one in entries if read_outcome(make_job(one, folder / RUNS, None)) is not None]
+
+
+def _with_vocabulary(study: Study, document: dict[str, Any]) -> dict[str, Any]:
+    """Add to a grid what its data, which are not made yet, would say; and leave them out."""
+    given = study.text.dataset if study.text else next(iter(study.mixture.sources.values())) if study.mixture else None
+    vocab_size = study.text.vocab_size if study.text and given is None else Dataset(str(given)).manifest.vocab_size
+    base = {key: value for key, value in document.get("base", {}).items() if not key.startswith("data")}
+    shape = document.get("shape", {})
+    return {
+        **document,
+        "base": base,
+        "shape": {"vocab_size": vocab_size, **shape} if isinstance(shape, dict) else shape,
+    }

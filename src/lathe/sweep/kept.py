@@ -29,11 +29,12 @@ DIGITS = 16
 class Made:
     """Hold what a stage gives: a result that others read, and the files it wrote, relative to the study's folder.
 
-    Without `keep` the stage is made again the next time.
+    `shared` are files that later stages write to as well. Without `keep` the stage is made again the next time.
     """
 
     result: dict[str, Any]
     files: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
     flops: float = 0.0
     runs: int = 0
     keep: bool = True
@@ -41,12 +42,12 @@ class Made:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """Hold a stage as it is kept. `sizes` are the bytes of its files."""
+    """Hold a stage as it is kept. `sizes` are the bytes of its files, None for those that need only be there."""
 
     name: str
     key: str
     result: dict[str, Any]
-    sizes: dict[str, int] = field(default_factory=dict)
+    sizes: dict[str, int | None] = field(default_factory=dict)
     cost: Cost
 
     @property
@@ -75,11 +76,11 @@ class Kept:
             started = time.perf_counter()
             made = make()
             cost = Cost(seconds=time.perf_counter() - started, flops=made.flops, runs=made.runs)
-            sizes = {file: (self.folder / file).stat().st_size for file in made.files}
+            sizes = dict.fromkeys(made.shared) | {file: (self.folder / file).stat().st_size for file in made.files}
             stage = Stage(name=name, key=key, result=made.result, sizes=sizes, cost=cost)
             (self.folder / STAGES).mkdir(exist_ok=True)
             if made.keep:
-                codec.save(stage, self._path(name), kind=KIND)
+                codec.save(stage, self.folder / STAGES / f"{name}.json", kind=KIND)
         else:
             self.report(f"{name}: kept from before")
         self.done[name] = stage
@@ -87,23 +88,24 @@ class Kept:
 
     def find(self, name: str, key: str) -> Stage | None:
         """Look up a kept stage of this key whose files are whole; None if there is none."""
-        if not self._path(name).is_file():
-            return None
-        try:
-            stage = codec.load(Stage, self._path(name), kind=KIND)
-        except CodecError:  # of another version, or broken: made anew
-            return None
-        if stage.key != key:
+        stage = read_stage(self.folder, name)
+        if stage is None or stage.key != key:
             return None
         for file, size in stage.sizes.items():
             path = self.folder / file
-            if not path.is_file() or path.stat().st_size != size:
+            if not path.is_file() or size not in (None, path.stat().st_size):
                 self.report(f"{name}: {file} is gone or was changed, so it is made anew")
                 return None
         return stage
 
-    def _path(self, name: str) -> Path:
-        return self.folder / STAGES / f"{name}.json"
+
+def read_stage(folder: Path, name: str) -> Stage | None:
+    """Read a stage as it was kept; None for one that is not there, broken, or of another version."""
+    path = folder / STAGES / f"{name}.json"
+    try:
+        return codec.load(Stage, path, kind=KIND) if path.is_file() else None
+    except CodecError:
+        return None
 
 
 class Reached(StudyError):

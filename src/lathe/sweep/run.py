@@ -7,6 +7,7 @@ again with something changed, makes only what is not there.
 from __future__ import annotations
 
 import dataclasses
+import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -20,19 +21,24 @@ from lathe.design.choice import Choice
 from lathe.errors import BudgetError, StudyError
 from lathe.laws.importers import read_runs
 from lathe.laws.law import Law
+from lathe.model.checkpoint import WEIGHTS
 from lathe.presets.devices import load_device
 from lathe.studies import Candidate, StudyResult
 from lathe.sweep.candidates import evaluate_candidates, make_recipes, measure_candidates, write_sample
 from lathe.sweep.entries import Entry
-from lathe.sweep.grid import load_grid, read_entries
 from lathe.sweep.kept import Kept, Made, Reached, hash_words
 from lathe.sweep.launchers import make_launcher
+from lathe.sweep.layout import CANDIDATES, RESULT, RUNS, STUDY, list_entries, list_stages
+from lathe.sweep.mixing import FOLDER as PROXIES
+from lathe.sweep.mixing import describe_mixture, make_mixture, mixture_content, proxy_document
 from lathe.sweep.rivals import find_rivals
 from lathe.sweep.stages import (
     DEVICE,
     LAW,
     MEASUREMENTS,
     PLAN,
+    check_target,
+    hash_named,
     load_plan,
     make_choices,
     make_data,
@@ -42,15 +48,11 @@ from lathe.sweep.stages import (
     text_content,
 )
 from lathe.sweep.study import Study
-from lathe.sweep.sweep import QUIET, sweep
+from lathe.sweep.sweep import ID_DIGITS, QUIET, sweep
 from lathe.train.execution import Execution
-from lathe.train.folder import hold_folder
+from lathe.train.folder import RUN, hold_folder
 from lathe.train.settings import fit_value
 from lathe.version import VERSION
-
-RESULT, STUDY = "result.json", "study.json"
-RUNS, CANDIDATES, MORE = "runs", "candidates", "more"
-STAGES = ("data", "sweep", "law", "device", "plan", "train", "measure", "evaluate", "export")
 
 Report = Callable[[str], None]
 
@@ -61,23 +63,35 @@ def run_study(
     """Carry out a study in a folder, or what of it is not there yet.
 
     Args:
-        until: the last stage to carry out, one of `STAGES`.
+        until: the last stage to carry out, one of `list_stages`.
         report: is told what is done.
         live: whether to show trainings as they go.
 
     Raises:
         Reached: the last stage that was asked for is done.
         StudyError: nothing could be trained, or the folder holds another kind of thing.
-        BudgetError: nothing fits the budget; the plan with the nearest shape is in the folder.
+        NothingFits: nothing fits the budget; the plan with the nearest shape is in the folder.
         Stopped: a signal asked to end; what there is, is kept.
     """
-    folder = Path(folder)
-    if until is not None and until not in STAGES:
-        raise StudyError(f"there is no stage {until!r}; the stages are {', '.join(STAGES)}")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder, study = Path(folder), study.settled()
+    if until is not None and until not in (stages := list_stages(study)):
+        raise StudyError(f"there is no stage {until!r} in this study; its stages are {', '.join(stages)}")
+    check_target(study.device, study.workload)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StudyError(f"{folder} cannot be made: {error.strerror}; name another folder") from None
     with hold_folder(folder):
         codec.save(study, folder / STUDY, kind="study")
         return _Runner(study, folder, Kept(folder, report=report, until=until), report, live).run()
+
+
+class NothingFits(BudgetError):
+    """Say that no shape of the plan fits the budget; `result` holds what the study found all the same."""
+
+    def __init__(self, message: str, result: StudyResult) -> None:
+        super().__init__(message)
+        self.result = result
 
 
 class _Runner:
@@ -90,19 +104,17 @@ class _Runner:
     def run(self) -> StudyResult:
         """Carry out the stages, one after another."""
         study, folder, kept = self.study, self.folder, self.kept
-        dataset = None
-        if study.text is not None:
-            text = study.text
-            found = kept("data", lambda: make_data(text, folder, self.report), asked=[text, text_content(text)])
-            dataset = str(folder / found["dataset"])
-        entries = self._entries(dataset)
+        dataset = self._make_text()
+        entries = list_entries(study, folder, dataset)
         table: str | Path = study.law.runs or folder / RUNS / "runs.jsonl"
         if entries:
             asked = [[recipe.id for recipe in entry.recipes] for entry in entries]
-            swept = kept("sweep", lambda: self._sweep(entries, RUNS), asked=asked, after=("data",))
+            after = ("data",) if study.mixture is None else ("mixture",)
+            swept = kept("sweep", lambda: self._sweep(entries, RUNS), asked=asked, after=after)
             self.notes += [f"{name} could not be trained: {error}" for name, error in swept["failures"].items()]
         kept(
-            "law", lambda: make_law(study.law, table, folder, seed=study.seed), asked=[study.law, study.seed],
+            "law", lambda: make_law(study.law, table, folder, seed=study.seed),
+            asked=[study.law, study.seed, hash_named(study.law.runs, study.law.file)],
             after=("sweep",) if entries else (),
         )  # fmt: skip
         law = Law.load(folder / LAW)
@@ -110,7 +122,7 @@ class _Runner:
         shapes = [entry.recipe.shape for entry in entries]
         kept(
             "device", lambda: make_device(study.device, study.workload, shapes, folder, self.report),
-            asked=[study.device, study.workload, shapes if study.device.here else []],
+            asked=[study.device, study.workload, shapes if study.device.here else [], hash_named(study.device.file)],
         )  # fmt: skip
         device = load_device(folder / DEVICE)
         largest = max((6.0 * r.shape.params * r.tokens for e in entries for r in e.recipes), default=None)
@@ -125,7 +137,7 @@ class _Runner:
             raise Reached("plan")
         chosen = make_recipes(study, [choice.shape for choice in choices], dataset)
         asked = [[recipe.id for recipe in entry.recipes] for entry in chosen]
-        trained = kept("train", lambda: self._sweep(chosen, CANDIDATES), asked=asked, after=("plan",))
+        trained = kept("train", lambda: self._train(chosen), asked=asked, after=("plan",))
         candidates = self._join(choices, chosen, trained)
         if study.device.here:
             measured = kept(
@@ -140,14 +152,23 @@ class _Runner:
         candidates = [dataclasses.replace(c, **scores[c.recipe_id]) for c in candidates]
         return self._conclude(candidates, planned["budget_s"], dataset)
 
-    def _entries(self, dataset: str | None) -> tuple[Entry, ...]:
-        """List what the sweep trains: the grid's recipes, and those that `lathe next --go` added."""
-        if self.study.grid is None:
-            return ()
-        grid = {"seeds": [self.study.seed], **self.study.grid}
-        entries = load_grid(grid, source="[grid]", data=dataset).entries
-        added = sorted((self.folder / MORE).glob("*.json"))
-        return (*entries, *read_entries(added, data=dataset)) if added else entries
+    def _make_text(self) -> str | None:
+        """Make what models train on, if the study names any: a dataset, or a mixture of several."""
+        study, folder, text, mixing = self.study, self.folder, self.study.text, self.study.mixture
+        if mixing is not None:
+            found = self.kept(
+                "mixture", lambda: make_mixture(study, mixing, folder, lambda proxies: self._sweep(proxies, PROXIES)),
+                asked=[
+                    mixing, mixture_content(mixing), proxy_document(study, mixing), study.plan.tokens, study.seed,
+                    study.law.level,
+                ],
+            )  # fmt: skip
+            self.notes += describe_mixture(found)
+            return str(folder / found["file"])
+        if text is not None:
+            found = self.kept("data", lambda: make_data(text, folder, self.report), asked=text_content(text))
+            return str(folder / found["dataset"])
+        return None
 
     def _sweep(self, entries: Sequence[Entry], name: str) -> Made:
         """Train entries; what failed is tried again when the study is called again."""
@@ -170,26 +191,38 @@ class _Runner:
             keep=not found.failures,
         )  # fmt: skip
 
+    def _train(self, entries: Sequence[Entry]) -> Made:
+        """Train the chosen shapes; one whose weights were deleted is trained again."""
+        places = [Path(CANDIDATES) / entry.recipe.id[:ID_DIGITS] for entry in entries]
+        for place in places:
+            if not (self.folder / place / WEIGHTS).is_file():
+                (self.folder / place / RUN).unlink(missing_ok=True)
+        made = self._sweep(entries, CANDIDATES)
+        weights = [str(place / WEIGHTS) for place in places if (self.folder / place / WEIGHTS).is_file()]
+        return dataclasses.replace(made, files=tuple(weights), shared=made.files)  # scores are added to the table
+
     def _join(self, choices: Sequence[Choice], entries: Sequence[Entry], trained: Mapping[str, Any]) -> list[Candidate]:
         """Put what the plan predicted beside what training gave."""
-        rows = {row["recipe_id"]: row for row in trained["runs"]}
-        frame = read_runs(self.folder / CANDIDATES / "runs.jsonl")
-        seconds = dict(zip(frame["recipe_id"], frame["seconds"], strict=True))
+        # the loss that the law is of, where it is of the study's own runs
+        validation = None if self.study.grid is None else self.study.law.validation
+        frame = read_runs(self.folder / CANDIDATES / "runs.jsonl", validation=validation)
+        rows = {row["recipe_id"]: row for row in frame.to_dict("records")}
         found = []
         for choice, entry in zip(choices, entries, strict=True):
             recipe_id = entry.recipe.id
-            if recipe_id not in rows:
+            row = rows.get(recipe_id)
+            if row is None:
                 self.notes.append(f"{choice.name} could not be trained: {trained['failures'].get(entry.name, '')}")
                 continue
             found.append(
                 Candidate(
                     name=choice.name, rank=choice.rank, recipe_id=recipe_id,
-                    folder=f"{CANDIDATES}/{recipe_id[:12]}", shape=entry.recipe.shape, tokens=entry.recipe.tokens,
-                    predicted_loss=choice.loss, loss_low=choice.loss_low or choice.loss,
-                    loss_high=choice.loss_high or choice.loss, true_loss=rows[recipe_id]["loss"],
-                    true_loss_se=rows[recipe_id].get("loss_se"), predicted_s=choice.total_s, measured_s=None,
+                    folder=f"{CANDIDATES}/{recipe_id[:ID_DIGITS]}", shape=entry.recipe.shape,
+                    tokens=entry.recipe.tokens, predicted_loss=choice.loss, loss_low=choice.loss_low or choice.loss,
+                    loss_high=choice.loss_high or choice.loss, true_loss=float(row["loss"]),
+                    true_loss_se=_read_number(row.get("loss_se")), predicted_s=choice.total_s, measured_s=None,
                     measured_low_s=None, measured_high_s=None, memory_bytes=choice.memory_bytes,
-                    measured_memory_bytes=None, train_seconds=float(seconds[recipe_id]), train_flops=entry.flops,
+                    measured_memory_bytes=None, train_seconds=float(row["seconds"]), train_flops=entry.flops,
                 )
             )  # fmt: skip
         return found
@@ -221,7 +254,7 @@ class _Runner:
         )  # fmt: skip
         codec.save(result, folder / RESULT, kind="study-result")
         if not plan.choices:
-            raise BudgetError(reason_of(plan))
+            raise NothingFits(reason_of(plan), result)
         return result
 
 
@@ -238,6 +271,11 @@ def reason_of(plan: Any) -> str:
     nearest = plan.nearest
     near = "" if nearest is None else f"; the nearest is {nearest.name}"
     return f"no shape of the plan fits its budget{near}: see {PLAN}, and give more time or other widths and depths"
+
+
+def _read_number(value: float | None) -> float | None:
+    """Take a table's gap for what it is."""
+    return None if value is None or math.isnan(value) else float(value)
 
 
 def _is_within(candidate: Candidate, budget_s: float | None) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +44,20 @@ MEASUREMENTS = "measurements.jsonl"
 LAW, DEVICE, PLAN = "law.json", "device.json", "plan.json"
 VOLATILE = ("seconds", "energy_j", "created", "device", "git")
 """Columns of a run that differ when it is trained again."""
+SCORES = "accuracy_"
+"""Begins the columns that evaluation adds."""
 
 
-def text_content(text: Text) -> list[str]:
-    """Say what a study's text is, so that a change in a file makes the dataset anew. Raises DataError."""
+def text_content(text: Text) -> dict[str, Any]:
+    """Say what a study's text is, wherever it lies, so that a change makes the dataset anew. Raises DataError."""
     if text.dataset is not None:
         data = Data(train=text.dataset)
-        return [hash_data(data, open_mixture(data))]
-    return [one.fingerprint for one in _open_inputs(text)]
+        return {"dataset": hash_data(data, open_mixture(data))}
+    return {
+        **codec.encode(replace(text, inputs=text.inputs[:1], tokenizer=None)),
+        "inputs": [one.fingerprint for one in _open_inputs(text)],
+        "tokenizer": None if text.tokenizer is None else _hash_file(Path(text.tokenizer)),
+    }
 
 
 def _open_inputs(text: Text) -> tuple[Input, ...]:
@@ -64,7 +71,7 @@ def make_data(text: Text, folder: Path, report: Report) -> Made:
     if text.dataset is not None:
         return Made(result={"dataset": text.dataset, "content": text_content(text)})
     inputs = _open_inputs(text)
-    name = Path("data") / hash_words([text, [one.fingerprint for one in inputs]])[:8]
+    name = Path("data") / hash_words(text_content(text))[:8]
     (folder / name).mkdir(parents=True, exist_ok=True)
     tokenizer = Path(text.tokenizer) if text.tokenizer else folder / name / "tokenizer.json"
     if not tokenizer.is_file():
@@ -81,8 +88,9 @@ def make_data(text: Text, folder: Path, report: Report) -> Made:
 
 
 def summarise_runs(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Give the rows of runs without what differs from one training of a recipe to the next."""
-    return [{name: value for name, value in run.to_row().items() if name not in VOLATILE} for run in runs]
+    """Give the rows of runs without what differs from one training of a recipe to the next, and without scores."""
+    rows = [run.to_row() for run in runs]
+    return [{k: v for k, v in row.items() if k not in VOLATILE and not k.startswith(SCORES)} for row in rows]
 
 
 def make_law(fitting: Fitting, table: str | Path, folder: Path, *, seed: int) -> Made:
@@ -94,6 +102,12 @@ def make_law(fitting: Fitting, table: str | Path, folder: Path, *, seed: int) ->
         law = fit(runs, fitting.form, draws=fitting.draws, folds=fitting.folds, seed=seed)
     law.save(folder / LAW)
     return Made(result={"file": LAW, "name": law.name, "content": _hash_file(folder / LAW)}, files=(LAW,))
+
+
+def check_target(target: Target, workload: Workload) -> None:
+    """Refuse a device that cannot serve the workload, before anything is trained for it. Raises DeviceError."""
+    if not target.here:
+        load_device(target.preset or str(target.file)).peak_flops(workload.dtype)
 
 
 def make_device(target: Target, workload: Workload, shapes: Sequence[Shape], folder: Path, report: Report) -> Made:
@@ -125,7 +139,7 @@ def make_device(target: Target, workload: Workload, shapes: Sequence[Shape], fol
             "measured": [m.name for m in measured], "mean_error": float(np.mean(errors)),
             "warnings": list(found.warnings),
         },
-        files=(DEVICE,), runs=len(measured),
+        files=(DEVICE,), shared=(MEASUREMENTS,), runs=len(measured),
     )  # fmt: skip
 
 
@@ -226,6 +240,11 @@ def load_plan(folder: Path) -> Plan:
 def name_shape(shape: Shape) -> str:
     """Call a shape by width and depth, and a hash of all else."""
     return f"{shape.d_model}x{shape.n_layers}-{hash_words(shape)[:6]}"
+
+
+def hash_named(*names: str | None) -> dict[str, str]:
+    """Hash the files among what a study names, so that a change in one is noticed."""
+    return {name: _hash_file(Path(name)) for name in names if name is not None and Path(name).is_file()}
 
 
 def _hash_file(path: Path) -> str:

@@ -14,17 +14,22 @@ from typing import Any, Literal
 
 from lathe import codec, documents
 from lathe.errors import StudyError, nearest
+from lathe.laws.importers import MEAN
 from lathe.workload import Workload
 
 KIND = "study"
 STUDIES = Path(__file__).parents[1] / "presets" / "studies"
 MEDIAN = "median"
+VALIDATION = "data.validation"
+_TRAINING = ("data", "init.checkpoint", "init.base")
 PATHS = {
     "text": ("dataset", "tokenizer", "inputs"),
+    "mixture": ("sources",),
     "law": ("runs", "file"),
-    "grid": ("file",),
+    "grid": ("shape", "shapes", *(f"base.{key}" for key in _TRAINING)),
     "device": ("file",),
     "evaluate": ("folder", "catalogue", "losses"),
+    "training": _TRAINING,
 }
 """Keys that hold paths, by table."""
 
@@ -33,7 +38,7 @@ PATHS = {
 class Text:
     """Say what models are trained and held out on: a built `dataset`, files to build one from, or the built-in corpus.
 
-    Files need a `tokenizer`, or one of `vocab_size` is trained on them.
+    Files need a `tokenizer`, or one of `vocab_size` is trained on them. `limit_bytes` cuts the built-in corpus short.
     """
 
     dataset: str | None = None
@@ -51,6 +56,33 @@ class Text:
             raise StudyError(
                 f"[text] gives {' and '.join(given) or 'no text'}; give one of dataset, inputs and builtin = true"
             )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mixing:
+    """Say which datasets to train on, and by which small runs to find out in what shares (see `lathe.sweep.mixing`).
+
+    `sources` are the datasets' folders; `sizes` their tokens, those they have if not given, of which no more than
+    `max_repeats` times go into the plan's tokens. So many `proxies` of a `shape`, a grid's, train on `tokens` each, to
+    make the `target` low: the mean held-out loss over the sources, or the loss on one validation set.
+    """
+
+    sources: dict[str, str]
+    shape: dict[str, Any]
+    proxies: int
+    tokens: float
+    model: Literal["linear", "quadratic", "boosted"] = "linear"
+    target: str = MEAN
+    max_repeats: float = 4.0
+    sizes: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.sources) < 2:
+            raise StudyError(f"[mixture] names {len(self.sources)} sources; give two or more, or a dataset in [text]")
+        if MEAN in self.sources:
+            raise StudyError(f"[mixture] calls a source {MEAN!r}, which stands for all of them; call it otherwise")
+        if self.sizes and (odd := sorted(self.sizes.keys() ^ self.sources.keys())):
+            raise StudyError(f"[mixture] gives a source or a size of {odd[0]!r}, and not the other; give both")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +122,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """Hold whole numbers from one to another."""
+    """Hold whole numbers from `start` to `stop`, that one included, in steps of `step`."""
 
     start: int
     stop: int
@@ -112,6 +144,9 @@ class Planning:
 
     `total_s` may be "median": the median latency of all those shapes, so that half of them are too slow. At most
     `most_flops` times the FLOPs of the largest run are asked of the law. The best `top` are trained.
+
+    Shapes are all of the widths `d_model` and depths `n_layers`, with the first of `d_heads` that divides a width, and
+    d_ff a multiple of `ff_multiple`; where these are left out, they are the planner's own (see `lathe plan`).
     """
 
     tokens: float
@@ -136,7 +171,7 @@ class Questions:
     """Say what the trained candidates are asked beside their held-out loss.
 
     `continuations` items are made from held-out text: tell how a passage goes on. `tasks` are the catalogue's, with
-    their files in `folder`.
+    their files in `folder`; `losses` are further texts to measure the loss on.
     """
 
     continuations: int = 0
@@ -150,7 +185,7 @@ class Questions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launching:
-    """Say how trainings are run: by which launcher, with what settings of its own, and each how.
+    """Say how trainings are run: by which launcher, with what `settings` of its own, and each how.
 
     `execution` are settings of `lathe.train.execution.Execution`, such as save_every; none of them changes a recipe.
     """
@@ -165,14 +200,16 @@ class Launching:
 class Study:
     """Hold a study as it is asked.
 
-    `grid` is a sweep's document (see `lathe.sweep.grid`), None for a law from elsewhere. `training` are settings in
-    which the chosen models' training differs from the grid's; `prompt` begins a sample of text, a held-out passage if
-    not given.
+    `name` is its folder's, too; `seed` that of first weights, of the data's order and of draws. `grid` is a sweep's
+    document (see `lathe.sweep.grid`), None for a law from elsewhere. `training` are settings in which the chosen
+    models' training differs from the grid's; `prompt` begins a sample of text, a held-out passage if not given.
+    `export` is what the chosen model is written as, beside its checkpoint.
     """
 
     name: str = "study"
     seed: int = 0
     text: Text | None = None
+    mixture: Mixing | None = None
     grid: dict[str, Any] | None = None
     law: Fitting = Fitting()
     device: Target = Target()
@@ -188,12 +225,34 @@ class Study:
         if (self.grid is None) == (self.law.runs is None and self.law.file is None):
             wanted = "[grid] to sweep, or [law] runs or file"
             raise StudyError(f"the law comes from {'both' if self.grid else 'nowhere'}; give one of {wanted}")
-        if self.grid is not None and self.text is None:
-            raise StudyError("a [grid] needs [text] to train on")
+        if self.text is not None and self.mixture is not None:
+            raise StudyError("[text] and [mixture] both say what to train on; give one of them")
+        if self.grid is not None and self.text is None and self.mixture is None:
+            raise StudyError("a [grid] needs [text] or a [mixture] to train on")
 
     def with_seed(self, seed: int) -> Study:
         """Give the same study with another seed."""
         return dataclasses.replace(self, seed=seed)
+
+    def settled(self) -> Study:
+        """Give the study with what follows from its mixture: every run is asked for its loss on all of the sources.
+
+        The law of its own grid is of the mixture's target, if it names no validation set.
+        """
+        if self.mixture is None:
+            return self
+        if self.grid is None:
+            return dataclasses.replace(self, training=_hold_out(self.training, self.mixture.sources))
+        grid = {**self.grid, "base": _hold_out(self.grid.get("base", {}), self.mixture.sources)}
+        law = dataclasses.replace(self.law, validation=self.law.validation or self.mixture.target)
+        return dataclasses.replace(self, grid=grid, law=law)
+
+
+def _hold_out(settings: Mapping[str, Any], sources: Mapping[str, str]) -> dict[str, Any]:
+    """Add the sources as validation sets, unless the settings name some."""
+    data = settings.get("data")
+    named = VALIDATION in settings or (isinstance(data, dict) and "validation" in data)
+    return {**settings} if named else {**settings, VALIDATION: dict(sources)}
 
 
 def load_study(given: str | Path) -> Study:
@@ -215,15 +274,25 @@ def _place(body: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Read paths as relative to the file, so that a study can be run from anywhere."""
     found = dict(body)
     for table, keys in PATHS.items():
-        if isinstance(found.get(table), dict):
-            found[table] = {k: _lasting(v, folder) if k in keys else v for k, v in found[table].items()}
+        for key in keys:
+            found = _place_key(found, f"{table}.{key}", folder)
     return found
+
+
+def _place_key(table: dict[str, Any], key: str, folder: Path) -> dict[str, Any]:
+    """Make the paths under a dotted key absolute; a key that is not there is left out."""
+    head, _, rest = key.partition(".")
+    if not isinstance(table, dict) or head not in table:
+        return table
+    return {**table, head: _place_key(table[head], rest, folder) if rest else _lasting(table[head], folder)}
 
 
 def _lasting(value: Any, folder: Path) -> Any:
     """Make a path absolute where there is such a file; a preset's name stays as it is."""
     if isinstance(value, list):
         return [_lasting(one, folder) for one in value]
+    if isinstance(value, dict):
+        return {key: _lasting(one, folder) for key, one in value.items()}
     if isinstance(value, str) and (folder / value).exists():
         return os.path.abspath(folder / value)
     return value
