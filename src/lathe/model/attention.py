@@ -92,11 +92,17 @@ def attend(q_bhte: Tensor, k_bgse: Tensor, v_bgse: Tensor, mask: Tensor | None) 
         q_bgre = q_bhte.reshape(b, groups, h // groups, e)
         return F.scaled_dot_product_attention(q_bgre, k_bgse, v_bgse, attn_mask=mask).reshape(b, h, 1, e)
     causal = mask is None and t > 1
-    if e <= NARROW and t > 1 and q_bhte.device.type == "cpu" and not torch.is_grad_enabled():
+    if e <= NARROW and t > 1 and _is_plain(q_bhte):
         return _attend_narrow(q_bhte, k_bgse, v_bgse, mask)
     return F.scaled_dot_product_attention(
         q_bhte, k_bgse, v_bgse, attn_mask=mask, is_causal=causal, enable_gqa=h != groups
     )
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Say whether something is computed on a CPU in fp32 now, to be neither differentiated nor compiled."""
+    now = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return now and x.device.type == "cpu" and x.dtype == torch.float32
 
 
 def _attend_narrow(q_bhte: Tensor, k_bgse: Tensor, v_bgse: Tensor, mask: Tensor | None) -> Tensor:
@@ -119,15 +125,14 @@ def _attend_narrow(q_bhte: Tensor, k_bgse: Tensor, v_bgse: Tensor, mask: Tensor 
         for at in range(0, b, rows):
             part = slice(at, min(b, at + rows))
             q = q_bgrte[part, :, :, first:last].reshape(-1, r * (last - first), e)
-            scores = torch.bmm(q, k_bgse[part, :, :seen].reshape(-1, seen, e).transpose(1, 2)).view(
-                -1, g, r, last - first, seen
-            )
+            k, v = (x_bgse[part, :, :seen].reshape(-1, seen, e).transpose(1, 2) for x_bgse in (k_bgse, v_bgse))
+            scores = torch.bmm(q, k).view(-1, g, r, last - first, seen)
             if causal:
                 scores[..., s - t + first :] += ahead[: last - first, : last - first]
             elif bias is not None:
                 scores += bias[part if len(bias) > 1 else slice(None), :, None, first:last]
             weights = scores.softmax(-1).view(-1, r * (last - first), seen)
-            mixed = torch.bmm(v_bgse[part, :, :seen].reshape(-1, seen, e).transpose(1, 2), weights.transpose(1, 2))
+            mixed = torch.bmm(v, weights.transpose(1, 2))
             mixed_bgert[part, :, :, :, first:last] = mixed.view(-1, g, e, r, last - first)
     return mixed_bgert.permute(0, 1, 3, 4, 2).reshape(b, h, t, e)
 

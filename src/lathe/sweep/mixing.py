@@ -84,10 +84,10 @@ def make_mixture(study: Study, mixing: Mixing, folder: Path, train: Train) -> Ma
 
 def describe_mixture(found: Mapping[str, Any]) -> list[str]:
     """Say what was found, and what to make of it."""
-    shares = [
-        f"{name} {weight:.1%} ({found['intervals'][name][0]:.1%}–{found['intervals'][name][1]:.1%})"
-        for name, weight in found["weights"].items()
-    ]
+    shares = []
+    for name, weight in found["weights"].items():  # as rounded in the file
+        low, high = found["intervals"][name]
+        shares.append(f"{name} {weight:.1%} ({min(low, weight):.1%}–{max(high, weight):.1%})")
     low, high = found["loss_interval"]
     of = "the mean loss over validation sets" if found["target"] == MEAN else f"the loss on {found['target']}"
     return [
