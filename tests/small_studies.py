@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
+import json
 import random
+import shutil
+import tempfile
 from pathlib import Path
 
 WORDS = ("the", "shape", "of", "a", "model", "is", "wide", "deep", "and", "quick", "on", "its", "device", "loss", "law")
@@ -70,8 +75,6 @@ execution = {spike = 1e6}
 
 def write_study(folder: Path, *changes: tuple[str, str]) -> Path:
     """Write the study and its text; each change takes the place of a part of the study's file."""
-    import json
-
     draw = random.Random(0)
     folder.mkdir(parents=True, exist_ok=True)
     texts = [" ".join(draw.choices(WORDS, k=120)) for _ in range(60)]
@@ -83,3 +86,15 @@ def write_study(folder: Path, *changes: tuple[str, str]) -> Path:
         document = document.replace(old, new)
     (folder / "study.toml").write_text(document)
     return folder / "study.toml"
+
+
+@functools.cache
+def finished_study() -> Path:
+    """Carry the study out, once for all tests: gives the folder of study.toml and of out/. Copy it to change it."""
+    from lathe.sweep.run import run_study
+    from lathe.sweep.study import load_study
+
+    home = Path(tempfile.mkdtemp(prefix="lathe-study-"))
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
+    run_study(load_study(write_study(home)), home / "out", report=lambda line: None, live=False)
+    return home

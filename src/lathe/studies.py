@@ -12,8 +12,9 @@ from lathe.shape import Shape
 class Candidate:
     """Hold a plan's choice that was trained: what was predicted of it and what came out.
 
-    Losses are in nats per token on held-out text, seconds the workload's total, `memory_bytes` of serving it. `folder`
-    is its checkpoint, relative to the study's. `within_budget` goes by what was measured.
+    Losses are in nats per token on held-out text, seconds the workload's total (the median, and the 95th percentile),
+    `memory_bytes` of serving it. `folder` is its checkpoint, relative to the study's. `within_budget` goes by what was
+    measured.
     """
 
     name: str
@@ -29,8 +30,7 @@ class Candidate:
     true_loss_se: float | None
     predicted_s: float
     measured_s: float | None
-    measured_low_s: float | None
-    measured_high_s: float | None
+    measured_p95_s: float | None
     memory_bytes: float
     measured_memory_bytes: float | None
     train_seconds: float

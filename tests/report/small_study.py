@@ -102,7 +102,7 @@ def make_candidate(choice: Choice, *, rank: int, noise: float, slower: float, bu
         name=choice.name, rank=rank, recipe_id=recipe_id, folder=f"candidates/{recipe_id[:12]}", shape=choice.shape,
         tokens=PLANNED, predicted_loss=choice.loss, loss_low=choice.loss_low, loss_high=choice.loss_high,
         true_loss=true_loss(choice.shape, PLANNED) * noise, true_loss_se=0.0123, predicted_s=choice.total_s,
-        measured_s=measured, measured_low_s=0.98 * measured, measured_high_s=1.06 * measured,
+        measured_s=measured, measured_p95_s=1.06 * measured,
         memory_bytes=choice.memory_bytes, measured_memory_bytes=1.09 * choice.memory_bytes, train_seconds=61.3 + rank,
         train_flops=choice.train_flops, accuracies={"quiz": 0.5 + 0.05 * rank}, accuracy_ses={"quiz": 0.0456},
         bits_per_byte=1.61 + 0.01 * rank, within_budget=measured <= budget_s,

@@ -294,7 +294,7 @@ def test_files_that_cannot_be_read_are_an_error(study, result, tmp_path):
 def test_a_device_elsewhere_leaves_latencies_unmeasured(study, result):
     away = [
         dataclasses.replace(
-            one, measured_s=None, measured_low_s=None, measured_high_s=None, measured_memory_bytes=None,
+            one, measured_s=None, measured_p95_s=None, measured_memory_bytes=None,
             true_loss_se=None, accuracies={}, bits_per_byte=None,
         )
         for one in result.candidates

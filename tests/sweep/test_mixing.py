@@ -31,10 +31,12 @@ tokens = 1280
 target = "words"
 """
 FASTER = (
-    ("tokens = [640, 1280, 2560]\nbranches = true", "tokens = 640"),
-    ("d_model = 24\nn_layers = 3", "d_model = 40\nn_layers = [1, 3]"),
-    ("tokens = 3840", "tokens = 1280"),
+    ("tokens = [640, 1280, 2560]", "tokens = [640, 1280]"),
+    ("d_model = [8, 16, 32]", "d_model = [8, 32]"),
+    ("tokens = 3840", "tokens = 1920"),
     ("continuations = 6", "continuations = 2"),
+    ("top = 2", "top = 1"),
+    ('name = "small"', 'name = "small"\nexport = "none"'),
 )
 
 
@@ -106,7 +108,7 @@ def test_the_table_of_proxies_is_what_they_trained_on(home: Path) -> None:
 
 def test_all_that_follows_trains_on_it_and_is_held_out_on_every_source(home: Path) -> None:
     rows = [json.loads(line) for line in (home / "out/runs/runs.jsonl").read_text().splitlines()]
-    assert len(rows) == 8
+    assert len(rows) == 10
     assert all({"loss_words", "loss_noise"} <= row.keys() for row in rows)
     recipe = json.loads(next((home / "out/runs").glob("*/recipe.json")).read_text())
     assert recipe["data"]["train"] == str(home / "out/mixture.toml")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_studies import write_study
+from small_studies import finished_study, write_study
 
 from lathe import codec
 from lathe.errors import BudgetError, StudyError
@@ -44,11 +44,8 @@ def steady(folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Carry the small study out once."""
-    home = tmp_path_factory.mktemp("study")
-    carry_out(write_study(home), home / "out")
-    return home
+def done() -> Path:
+    return finished_study()
 
 
 @pytest.fixture
@@ -97,10 +94,36 @@ def test_what_was_deleted_by_hand_is_made_again(again: Path, gone: str) -> None:
     assert steady(again / "out") == before
 
 
+def test_a_file_of_the_law_that_changed(done: Path, tmp_path: Path) -> None:
+    """A law from elsewhere is looked at again when its file is another one."""
+    rows = (done / "out/runs/runs.jsonl").read_text().splitlines()
+    (tmp_path / "runs.jsonl").write_text("\n".join(rows))
+    study = tmp_path / "study.toml"
+    study.write_text(
+        '[law]\nruns = "runs.jsonl"\nform = "width-depth"\ndraws = 20\n[device]\npreset = "a100-40gb"\n'
+        '[workload]\nbatch = 1\nprompt_tokens = 8\nnew_tokens = 8\ndtype = "fp32"\n[plan]\ntokens = 4e3\nparams = 6e4\n'
+    )
+    for count, told in ((21, "law …"), (21, "law: kept from before"), (20, "law …")):
+        (tmp_path / "runs.jsonl").write_text("\n".join(rows[:count]))
+        said: list[str] = []
+        with pytest.raises(Reached):
+            run_study(load_study(study), tmp_path / "out", until="law", report=said.append)
+        assert said == [told]
+
+
+def test_weights_that_were_deleted_are_trained_again(again: Path) -> None:
+    before = steady(again / "out")
+    for path in (again / "out/candidates").glob("*/model.safetensors"):
+        path.unlink()
+    carry_out(again / "study.toml", again / "out")
+    assert len(list((again / "out/candidates").glob("*/model.safetensors"))) == 2
+    assert steady(again / "out") == before
+
+
 def test_until(tmp_path: Path) -> None:
     with pytest.raises(Reached, match="stopped after data"):
         carry_out(write_study(tmp_path), tmp_path / "out", until="data")
-    with pytest.raises(StudyError, match="there is no stage 'trian'"):
+    with pytest.raises(StudyError, match="there is no stage 'trian' in this study"):
         carry_out(write_study(tmp_path), tmp_path / "out", until="trian")
 
 

@@ -83,7 +83,7 @@ def evaluate(
         out: write the evaluation here (.json); with --overlap, the overlapping items (.jsonl).
         plot: write a page with charts here (.html); of an evaluation, or of the two that --compare sets side by side.
         categories: also show accuracy per category.
-        record: add the scores of a trained checkpoint to its run.
+        record: add the scores of a trained checkpoint to its run, unless they are of a part (limit, most_tokens).
         batch_tokens: tokens computed at once; no score depends on it.
         dtype: of the weights.
         device: cpu, cuda, cuda:1, …
@@ -99,7 +99,11 @@ def evaluate(
         if path is not None:
             check_path(path, suffix)
     measures = bool(loss) or (bool(tasks) and not overlap)
-    _check_flags(compare=compare, overlap=overlap, harness=harness, tasks=tasks, measures=measures, out=out)
+    unheard = {"--items": items, "--plot": plot, "--tokenizer": tokenizer, "--max-tokens": max_tokens}
+    _check_flags(
+        compare=compare, overlap=overlap, harness=harness, tasks=tasks, measures=measures, out=out,
+        unheard={} if measures else unheard,
+    )  # fmt: skip
     plan = TaskPlan(
         names=tasks, folder=data, catalogue=catalogue, files=read_files(file), shots=shots, seed=seed, limit=limit
     )
@@ -127,19 +131,22 @@ def evaluate(
                 _need_checkpoint(checkpoint), text=text, tasks=plan, batch_tokens=batch_tokens, dtype=dtype,
                 device=device, backend=backend, tokenizer=tokenizer, max_tokens=max_tokens, report=tell,
             )  # fmt: skip
-        _keep(answers, items=items, out=out, plot=plot, record=record)
+        whole = limit is None and most_tokens is None  # a part's scores would take the place of the whole's
+        _keep(answers, items=items, out=out, plot=plot, record=record and whole)
         _print_answers(answers, plan, categories=categories, json=json)
 
 
 def _check_flags(
     *, compare: Both, overlap: Sequence[str], harness: Sequence[str], tasks: Sequence[str], measures: bool,
-    out: Path | None,
+    out: Path | None, unheard: Mapping[str, object],
 ) -> None:  # fmt: skip
     """Refuse flags that do not go together, before anything is measured. Raises EvaluationError."""
     from lathe.errors import EvaluationError
 
     if overlap:
         need(tasks, "--tasks", "tasks whose items to look for")
+    if harness and (wrong := [flag for flag, given in unheard.items() if given]):
+        raise EvaluationError(f"--harness has no use for {wrong[0]}; leave it out, or ask for --tasks or --loss apart")
     if out is not None and compare is not None:
         raise EvaluationError("--compare writes no --out; take --json for the comparison, or --plot for a page")
     if out is not None and bool(overlap) + bool(harness) + measures > 1:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from lathe.cli.terminal import Columns, Progress, Runs, Where, Words, check_level, need, open_console, read_table
+from lathe.cli.terminal import Columns, Progress, Where, Words, check_level, need, open_console, read_table
 
 if TYPE_CHECKING:
     from lathe.budget import Budget
@@ -321,7 +321,6 @@ def _budget(path: Path | None, given: Mapping[str, Any]) -> Budget:
     """Read a budget, its numbers replaced by those of the flags that were given."""
     from lathe import codec, documents
     from lathe.budget import Budget
-    from lathe.shape import Shape
 
     numbers = {name: value for name, value in given.items() if value is not None}
     if path is None:

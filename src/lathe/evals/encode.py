@@ -26,7 +26,9 @@ def encode_pairs(
     moved = [[_move_spaces(*pair) for pair in pairs] for pairs in questions]
     texts = {text for pairs in moved for context, rest in pairs if context for text in (context, context + rest)}
     ids = encode_texts(scorer, list(texts), special=True)
-    bare = encode_texts(scorer, list({rest for pairs in moved for context, rest in pairs if not context}), special=False)
+    bare = encode_texts(
+        scorer, list({rest for pairs in moved for context, rest in pairs if not context}), special=False
+    )
     found = []
     for i, pairs in enumerate(moved):
         options = []

@@ -6,9 +6,10 @@ import hashlib
 import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -32,13 +33,19 @@ Report = Callable[[str, float], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextPlan:
-    """Say on which text to measure the loss, and how; see `lathe.evals.loss.evaluate_loss`."""
+    """Say on which text to measure the loss, and how; see `lathe.evals.loss.evaluate_loss`.
+
+    What is None is as in the checkpoint's training, where that is known: else as long as the model reads, with all
+    tokens as targets, and without masks.
+    """
 
     sources: tuple[str, ...] = ()
     way: Way = "windows"
     seq_len: int | None = None
     stride: int | None = None
     most_tokens: int | None = None
+    across_documents: bool | None = None
+    mask_documents: bool | None = None
     split: str = "held-out"
     text_key: str = "text"
 
@@ -108,7 +115,8 @@ def evaluate(
     scorer = open_scorer(
         checkpoint, dtype=dtype, device=device, backend=backend, tokenizer=tokenizer, max_tokens=max_tokens
     )
-    losses = measure_losses(scorer, text, batch_tokens=batch_tokens, seed=tasks.seed, report=report)
+    recipe = _read_recipe(checkpoint)
+    losses = measure_losses(scorer, _follow(recipe, text), batch_tokens=batch_tokens, seed=tasks.seed, report=report)
     items = {one.task.name: _answer(scorer, one, batch_tokens=batch_tokens, report=report) for one in asked}
     results = {
         one.task.name: summarise(
@@ -117,7 +125,7 @@ def evaluate(
         for one in asked
     }
     evaluation = Evaluation(
-        checkpoint=str(checkpoint), shape=scorer.shape, recipe_id=_recipe_id(checkpoint), dtype=dtype,
+        checkpoint=str(checkpoint), shape=scorer.shape, recipe_id=None if recipe is None else recipe.id, dtype=dtype,
         device=str(scorer.device), backend="lathe" if isinstance(scorer, DecoderScorer) else "transformers",
         losses=losses, tasks=tuple(results.values()), aggregates=_aggregate(tasks, catalogue, results),
         versions={"lathe": VERSION, "torch": torch.__version__, "python": platform.python_version()},
@@ -163,7 +171,7 @@ def measure_losses(
     """Measure the loss on each source of a plan. Raises EvaluationError and DataError."""
     if not plan.sources:
         return ()
-    seq_len = plan.seq_len or scorer.max_tokens
+    seq_len = scorer.max_tokens if plan.seq_len is None else plan.seq_len
     if seq_len is None:
         raise EvaluationError("this model does not say how many tokens it reads; give seq_len")
     if scorer.max_tokens is not None and seq_len > scorer.max_tokens:
@@ -176,6 +184,7 @@ def measure_losses(
             scorer.losses, source, way=plan.way, seq_len=seq_len, stride=plan.stride,
             batch_tokens=scorer.batch_tokens if batch_tokens is None else batch_tokens,
             most_tokens=plan.most_tokens, prefix=scorer.words.prefix if plan.way == "documents" else None,
+            across_documents=plan.across_documents is not False, mask_documents=bool(plan.mask_documents),
             seed=seed, device=scorer.device, progress=report,
         )
         for source in sources.values()
@@ -198,9 +207,19 @@ def _aggregate(plan: TaskPlan, catalogue: Catalogue, results: Mapping[str, TaskR
     )
 
 
-def _recipe_id(checkpoint: str | Path) -> str | None:
+def _read_recipe(checkpoint: str | Path) -> Recipe | None:
     path = Path(checkpoint) / RECIPE
-    return codec.load(Recipe, path, kind="recipe").id if path.is_file() else None
+    return codec.load(Recipe, path, kind="recipe") if path.is_file() else None
+
+
+def _follow(recipe: Recipe | None, plan: TextPlan) -> TextPlan:
+    """Fill in what a plan leaves to the training."""
+    known: dict[str, Any] = {"across_documents": True, "mask_documents": False}
+    if recipe is not None:
+        known["seq_len"] = recipe.seq_len
+        if recipe.data is not None:
+            known |= {"across_documents": recipe.data.across_documents, "mask_documents": recipe.data.mask_documents}
+    return replace(plan, **{name: value for name, value in known.items() if getattr(plan, name) is None})
 
 
 def list_missing(aggregates: Sequence[Aggregate], catalogue: Catalogue) -> list[str]:

@@ -14,6 +14,7 @@ import numpy as np
 from lathe.errors import EvaluationError
 from lathe.evals.answers_text import score_text
 from lathe.evals.continuing import continue_texts
+from lathe.evals.encode import encode_texts
 from lathe.evals.items import Question
 from lathe.evals.results import ItemResult
 from lathe.evals.score import ROUNDING, Progress, Score, score_pairs
@@ -113,10 +114,14 @@ def _generate(scorer: Scorer, task: Task, questions: Sequence[Question], progres
             "task's max_new_tokens"
         )
     texts = [question.pairs[0][0].rstrip(" ") for question in questions]
-    prompts = [tuple(encoding.ids) for encoding in scorer.words.tokenizer.encode_batch_fast(texts)]
+    ids_of = encode_texts(scorer, list(dict.fromkeys(texts)))
+    prompts = [ids_of[text] for text in texts]
     cuts = [0 if room is None else max(0, len(prompt) - room) for prompt in prompts]
     kept = [prompt[cut:] for prompt, cut in zip(prompts, cuts, strict=True)]
-    found = continue_texts(scorer, kept, max_new_tokens=task.max_new_tokens, stop=task.stop, progress=progress)
+    names = [f"{task.name}, item {question.number}" for question in questions]
+    found = continue_texts(
+        scorer, kept, max_new_tokens=task.max_new_tokens, stop=task.stop, names=names, progress=progress
+    )
     return [
         ItemResult(
             number=question.number, gold=0, pick=0, correct=score_text(text, question.answers, task), cut=cut,

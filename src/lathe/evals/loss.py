@@ -198,7 +198,7 @@ def _summarise(
         tokens=found.tokens, sequences=found.sequences,
         interval_sequences=sequence_interval(targets_n.numpy(), nats_n.numpy(), draws=draws, seed=seed),
         interval_tokens=tally.tokens.interval(draws=draws, seed=seed), way=way, seq_len=seq_len,
-        stride=None if way == "windows" else stride, cut=max(0, source.tokens - found.tokens),
+        stride=None if way == "windows" else stride, cut=max(0, source.tokens - (way != "documents") - found.tokens),
     )  # fmt: skip
 
 

@@ -16,6 +16,17 @@ SLOTS_MULTIPLE = 64
 """Compiled caches are a multiple of this long, so that prompts of about one length share a compiled step."""
 
 
+class NoNumbers(WorkloadError):
+    """Refuse logits that are no numbers; `prompts` are the places of those that gave them."""
+
+    def __init__(self, prompts: Sequence[int]) -> None:
+        super().__init__(
+            f"prompt {prompts[0] + 1}: the model's logits are no numbers; its weights, or its dtype's range, are at "
+            "fault: try fp32"
+        )
+        self.prompts = tuple(prompts)
+
+
 def generate(
     model: Decoder,
     prompts: Sequence[Sequence[int]],
@@ -35,6 +46,7 @@ def generate(
 
     Raises:
         WorkloadError: no prompt, an empty one, an id beyond the vocabulary, more tokens than learned positions.
+        NoNumbers: logits behind a prompt that are no numbers.
         DeviceError: an engine the device does not have, or too little memory for the cache.
     """
     if not prompts or max_new_tokens < 1:
@@ -45,7 +57,10 @@ def generate(
     generator = torch.Generator(device=running.cache.start_b.device).manual_seed(seed)
     new: list[list[int]] = [[] for _ in prompts]
     open_ones = set(range(len(prompts)))
-    tokens_b = pick_tokens(running.read(prompts), drawn, generator)
+    logits_bv = running.read(prompts)
+    if wrong := (~logits_bv.isfinite().all(dim=-1)).nonzero().flatten().tolist():
+        raise NoNumbers(wrong)
+    tokens_b = pick_tokens(logits_bv, drawn, generator)
     for count in range(1, max_new_tokens + 1):
         for i, token in enumerate(tokens_b.tolist()):
             if i not in open_ones:

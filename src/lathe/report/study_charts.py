@@ -199,8 +199,8 @@ def _latency_row(one: Candidate | Rival, result: StudyResult) -> Row:
     if isinstance(one, Candidate) and one.measured_s is not None:
         row |= {"true": one.measured_s, "true_text": format_latency(one)}
         row |= {"off": format_share(one.predicted_s / one.measured_s - 1)}
-        if one.measured_low_s is not None and one.measured_high_s is not None:
-            row |= {"true_low": one.measured_low_s, "true_high": one.measured_high_s}
+        if one.measured_p95_s is not None:
+            row |= {"true_low": one.measured_s, "true_high": one.measured_p95_s}
     return row
 
 

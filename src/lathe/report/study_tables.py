@@ -148,14 +148,11 @@ def format_error(value: float, se: float | None, *, digits: int = 4) -> str:
 
 
 def format_latency(one: Candidate) -> str | None:
-    """Write a measured latency with the ends of its spread, if they are known."""
+    """Write a measured latency, with its 95th percentile if that is known."""
     if one.measured_s is None:
         return None
-    if one.measured_low_s is None or one.measured_high_s is None:
-        return format_seconds(one.measured_s)
-    return (
-        f"{format_seconds(one.measured_s)} ({format_seconds(one.measured_low_s)}–{format_seconds(one.measured_high_s)})"
-    )
+    rare = "" if one.measured_p95_s is None else f" (p95 {format_seconds(one.measured_p95_s)})"
+    return f"{format_seconds(one.measured_s)}{rare}"
 
 
 def format_share(value: float, *, sign: str = "+") -> str:

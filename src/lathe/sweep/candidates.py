@@ -19,6 +19,7 @@ from lathe.shape import Shape
 from lathe.studies import Candidate
 from lathe.sweep.entries import Entry
 from lathe.sweep.grid import load_grid
+from lathe.sweep.grid_document import flatten
 from lathe.sweep.kept import Made
 from lathe.sweep.stages import MEASUREMENTS, measure_shapes
 from lathe.sweep.study import Study
@@ -33,7 +34,7 @@ NO_SWEEP = ("family", "constraints", "tokens_per_param", "shapes", "seeds")
 def make_recipes(study: Study, shapes: Sequence[Shape], dataset: str) -> list[Entry]:
     """Make the recipes of shapes: trained as the grid's runs are, but for the study's [training] and tokens."""
     grid = {key: value for key, value in (study.grid or {}).items() if key not in NO_SWEEP}
-    base = {**grid.get("base", {}), **study.training}
+    base = dict(flatten(grid.get("base", {}))) | dict(flatten(study.training))
     entries: list[Entry] = []
     for shape in shapes:
         document = {
@@ -61,7 +62,7 @@ def measure_candidates(
         latency = measured.latency
         result[candidate.recipe_id] = {
             "measured_s": latency.total_s,
-            "measured_high_s": (latency.p95 or {}).get("total_s"),
+            "measured_p95_s": (latency.p95 or {}).get("total_s"),
             "measured_memory_bytes": latency.memory_bytes,
         }
     return Made(result=result, shared=(MEASUREMENTS,), runs=len(found))

@@ -51,7 +51,7 @@ def read_grid(document: Mapping[str, Any], *, folder: Path, data: str | None) ->
         raise StudyError("has both [[shapes]] and [[family]]; give one of them, or two grids")
     if not all(isinstance(one, str) for one in document.get("constraints", [])):
         raise CodecError('constraints holds what is no text; wanted such as ["aspect >= 8"]')
-    settings = _place(dict(_flatten(document.get("base", {}))), folder)
+    settings = _place(dict(flatten(document.get("base", {}))), folder)
     if data is not None:
         settings = {key: value for key, value in settings.items() if key != "data.content"}
         settings["data.train"] = os.path.abspath(data)
@@ -65,7 +65,7 @@ def read_grid(document: Mapping[str, Any], *, folder: Path, data: str | None) ->
     return {**document, "base": settings, "shape": _open_shape(document.get("shape", {}), folder), "shapes": shapes}
 
 
-def _flatten(base: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def flatten(base: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield [base]'s settings by their full dotted keys."""
     for key, value in base.items():
         if key in ELSEWHERE:

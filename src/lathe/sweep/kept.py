@@ -2,9 +2,9 @@
 
     stages/<name>.json     a stage's key, its result, the files that it made, and what it took
 
-A stage's key is a hash of what was asked of it and of the results of the stages before it: not of dates and seconds, so
-that a stage made again with the same result leaves those after it as they are. A file that was deleted or cut short
-makes its stage anew.
+A stage's key is a hash of Lathe's version, of what was asked of it and of the results of the stages before it: not of
+dates and seconds, so that a stage made again with the same result leaves those after it as they are. A file that was
+deleted or cut short makes its stage anew.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 from lathe import codec
 from lathe.errors import CodecError, StudyError
 from lathe.studies import Cost
+from lathe.version import VERSION
 
 STAGES = "stages"
 KIND = "stage"
@@ -66,10 +67,8 @@ class Kept:
     def __call__(
         self, name: str, make: Callable[[], Made], *, asked: Any, after: tuple[str, ...] = ()
     ) -> dict[str, Any]:
-        """Give a stage's result, made now unless it is kept. Raises Reached behind the last stage that is wanted."""
-        if self.until is not None and self.until in self.done:
-            raise Reached(self.until)
-        key = hash_words([name, asked, [self.done[one].content for one in after]])
+        """Give a stage's result, made now unless it is kept. Raises Reached after the last stage that is wanted."""
+        key = hash_words([VERSION, name, asked, [self.done[one].content for one in after]])
         stage = self.find(name, key)
         if stage is None:
             self.report(f"{name} …")
@@ -84,6 +83,8 @@ class Kept:
         else:
             self.report(f"{name}: kept from before")
         self.done[name] = stage
+        if name == self.until:
+            raise Reached(name)
         return stage.result
 
     def find(self, name: str, key: str) -> Stage | None:

@@ -68,17 +68,23 @@ def propose(folder: str | Path, *, flops: float, target: tuple[Shape, float] | N
 
 
 def fill_grid(study: Study, dataset: str, *, have: set[str]) -> list[Entry]:
-    """List every combination of a grid's widths, depths and token counts that no run has. Raises StudyError."""
+    """List every combination of a grid's widths, depths and token counts that no run has.
+
+    Where the grid has no rule for heads, of its shapes and token counts alone. Raises StudyError.
+    """
     grid = study.grid or {}
     swept = load_grid({"seeds": [study.seed], **grid}, source="[grid]", data=dataset).entries
-    shapes = {(entry.recipe.shape.d_model, entry.recipe.shape.n_layers) for entry in swept}
-    widths, depths = (sorted({shape[i] for shape in shapes}) for i in (0, 1))
     tokens = sorted({count for entry in swept for count in entry.tokens})
-    shape = grid.get("shape", {})
-    common = {key: value for key, value in shape.items() if key not in VARIED} if isinstance(shape, dict) else shape
+    common = grid.get("shape", {})
+    common = {key: value for key, value in common.items() if key not in VARIED} if isinstance(common, dict) else {}
+    shapes = [codec.encode(shape) for shape in dict.fromkeys(entry.recipe.shape for entry in swept)]
+    if "n_heads" in common:  # else nothing says what another width or depth would look like
+        shapes = [{name: sorted({shape[name] for shape in shapes}) for name in VARIED}]
+    else:
+        common = {}
     document: dict[str, Any] = {
         **{key: value for key, value in grid.items() if key not in REPLACED}, "branches": False, "tokens": tokens,
-        "seeds": [study.seed], "shape": common, "shapes": [{"d_model": widths, "n_layers": depths}],
+        "seeds": [study.seed], "shape": common, "shapes": shapes,
     }  # fmt: skip
     found = [entry for entry in load_grid(document, source="[grid]", data=dataset).entries if _is_new(entry, have)]
     if not found:

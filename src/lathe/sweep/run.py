@@ -221,7 +221,7 @@ class _Runner:
                     tokens=entry.recipe.tokens, predicted_loss=choice.loss, loss_low=choice.loss_low or choice.loss,
                     loss_high=choice.loss_high or choice.loss, true_loss=float(row["loss"]),
                     true_loss_se=_read_number(row.get("loss_se")), predicted_s=choice.total_s, measured_s=None,
-                    measured_low_s=None, measured_high_s=None, memory_bytes=choice.memory_bytes,
+                    measured_p95_s=None, memory_bytes=choice.memory_bytes,
                     measured_memory_bytes=None, train_seconds=float(row["seconds"]), train_flops=entry.flops,
                 )
             )  # fmt: skip
@@ -259,7 +259,7 @@ class _Runner:
 
 
 def read_execution(settings: Mapping[str, Any]) -> Execution:
-    """Read how each training of a study is run. Raises CodecError, also for what the sweep says itself."""
+    """Read how each training of a study is run. Raises CodecError, StudyError for what the sweep says itself."""
     if own := sorted({"out", "runs", "name", "branch_at"} & set(settings)):
         raise StudyError(f"[launch] execution gives {own[0]}, which a sweep gives each training itself; leave it out")
     given = fit_value(Execution, {"out": "", "log_every": QUIET, **settings})

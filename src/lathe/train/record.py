@@ -14,7 +14,7 @@ from lathe import codec
 from lathe.documents import lock_file, write_atomic
 from lathe.errors import RunsError
 from lathe.runs import Run
-from lathe.train.folder import RUN
+from lathe.train.folder import BRANCHES, RUN
 
 TABLE = "runs.jsonl"
 """The table of runs, beside their folders."""
@@ -69,7 +69,8 @@ def add_scores(
         losses={**run.losses, **{name: loss for name, (loss, _) in losses.items()}},
         loss_ses={**kept, **ses},
     )
-    table = Path(folder).resolve().parent / TABLE
+    parent = Path(folder).resolve().parent
+    table = (parent.parent.parent if parent.name == BRANCHES else parent) / TABLE  # a branch's row is with its trunk's
     if not _replace_row(table, run):
         append_run(table, run)
     codec.save(run, path, kind="run")
