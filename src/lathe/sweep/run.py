@@ -250,7 +250,8 @@ class _Runner:
             device_file=DEVICE, plan_file=PLAN, measurements_file=MEASUREMENTS if study.device.here else None,
             exported=exported, prompt=prompt, sample=sample, costs=dict(costs),
             versions={"lathe": VERSION, "torch": torch.__version__, "python": platform.python_version()},
-            notes=tuple(dict.fromkeys(self.notes)), commands=(f"lathe run {study.name}",),
+            notes=tuple(dict.fromkeys(self.notes)),
+            commands=(f"lathe run {folder / STUDY} --out {folder}", f"lathe report {folder}"),
         )  # fmt: skip
         codec.save(result, folder / RESULT, kind="study-result")
         if not plan.choices:
