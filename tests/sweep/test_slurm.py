@@ -127,7 +127,7 @@ class TestCluster:
 
     def test_a_job_put_aside_and_one_lost(self, cluster: Path, tmp_path: Path) -> None:
         """Slurm's warning comes to all processes of a step; the job saves, is queued again and ends."""
-        job, lost = make_jobs(tmp_path / "sweep", 2, steps=300, save_every=300)
+        job, lost = make_jobs(tmp_path / "sweep", 2, steps=1000, save_every=1000)
         signalled: list[int] = []
 
         def warn(running: Sequence[Job]) -> None:
