@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_datasets import VOCAB, write_small_dataset
 
 from lathe.errors import CheckpointError, DataError, RecipeError, Stopped, TrainingError
 from lathe.laws.importers import read_runs
@@ -28,6 +27,7 @@ from lathe.train.meter import DETERMINISTIC, read_metrics
 from lathe.train.shards import find_tensors, read_tensors
 from lathe.train.snapshots import list_steps, step_folder
 from lathe.train.spikes import Spike, SpikeWatch
+from tests.small_datasets import VOCAB, write_small_dataset
 
 SHAPE = Shape.of(d_model=16, n_layers=2, n_heads=2, d_ff=32, vocab_size=VOCAB, max_seq_len=16)
 STEPS = 24
