@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import shutil
 from typing import Any
 
 import pytest
@@ -15,17 +14,6 @@ from lathe.evals.compare import compare
 from lathe.report.charts import save_chart
 from lathe.report.eval_page import evaluation_page
 from lathe.report.html import Page, Section, render_page
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 
 
 @pytest.fixture(scope="module")
@@ -164,20 +152,6 @@ def test_names_cannot_write_html(first) -> None:
 def test_the_charts_can_be_saved_without_their_page(both, tmp_path, suffix) -> None:
     save_chart(both, tmp_path / f"evals{suffix}")
     assert (tmp_path / f"evals{suffix}").stat().st_size > 5_000
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Start a Chromium with a profile of its own, or skip the test."""
-    from playwright.sync_api import sync_playwright
-
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.skip(f"needs a browser to try the page in: none of {', '.join(BROWSERS)} is installed")
-    with sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=path, headless=True, args=FLAGS)
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")

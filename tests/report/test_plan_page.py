@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 
 import pytest
 
@@ -17,16 +16,6 @@ from lathe.report.plan_charts import LATENCY, MEMORY, chart_plan, list_rows
 from lathe.report.plan_page import plan_page
 from lathe.workload import Workload
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 WIDE, NARROW = {"width": 1100, "height": 900}, {"width": 400, "height": 800}
 
 
@@ -173,20 +162,6 @@ def test_a_readouts_words_are_escaped(made):
     written = re.search(r'data-readout="([^"]*)"', html).group(1)
     assert "&quot;" in written
     assert not set("<>") & set(written)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Start a Chromium with a profile of its own, or skip the test."""
-    from playwright.sync_api import sync_playwright
-
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.skip(f"needs a browser to try the page in: none of {', '.join(BROWSERS)} is installed")
-    with sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=path, headless=True, args=FLAGS)
-        yield started
-        started.close()
 
 
 class Tab:

@@ -23,16 +23,6 @@ from lathe.report.study_page import study_page
 from lathe.report.theme import DARK, LIGHT, chart_config
 from lathe.studies import StudyResult
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 PARTS = ["Answer", "Prediction and truth", "Plan", "Law", "Training", "Evaluation", "Costs", "Provenance"]
 SCALES = {
     "": 1, "%": 0.01, "s": 1, "ms": 1e-3, "µs": 1e-6, "min": 60, "h": 3600, "kB": 1e3, "MB": 1e6, "GB": 1e9, "k": 1e3,
@@ -345,20 +335,6 @@ def test_figures_are_saved_one_a_chart(study, page, tmp_path):
     assert svg.startswith("<svg")
     with pytest.raises(LatheError, match=r"\.gif"):
         save_figures(*study, tmp_path / "figures", formats=("gif",))
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Start a Chromium with a profile of its own, or skip the test."""
-    from playwright.sync_api import sync_playwright
-
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.skip(f"needs a browser to try the page in: none of {', '.join(BROWSERS)} is installed")
-    with sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=path, headless=True, args=FLAGS)
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")

@@ -280,7 +280,7 @@ def test_what_runs_is_shown(tmp_path: Path, entries: tuple[Entry, ...]) -> None:
         (branch / "metrics.jsonl").unlink()
     assert read_progress(job).done == 4
     console = Console(width=80, force_terminal=False)
-    table = LiveTable(entries, folder, console=console)
+    table = LiveTable(entries, console=console)
     with console.capture() as shown:
         console.print(table.draw([job], done=[entries[1].name]))
     assert f"4/{entries[0].steps}" in shown.get()
@@ -289,7 +289,7 @@ def test_what_runs_is_shown(tmp_path: Path, entries: tuple[Entry, ...]) -> None:
 
 def test_a_terminal_shows_the_table(tmp_path: Path, entries: tuple[Entry, ...]) -> None:
     console = Console(width=80, force_terminal=True)
-    with console.capture() as shown, LiveTable(entries, tmp_path, console=console) as table:
+    with console.capture() as shown, LiveTable(entries, console=console) as table:
         table.show([], done=[entries[0].name])
     assert "1 of 4 ended" in shown.get()
 

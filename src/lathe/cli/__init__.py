@@ -14,7 +14,8 @@ from lathe.cli.evaluate import evaluate
 from lathe.cli.hub import export_model, import_model
 from lathe.cli.laws import compare, fit, optimal, predict
 from lathe.cli.models import generate
-from lathe.cli.plans import calibrate, devices, latency, next_runs, plan
+from lathe.cli.next import next_runs
+from lathe.cli.plans import calibrate, devices, latency, plan
 from lathe.cli.run import report, run
 from lathe.cli.shapes import shape, shapes
 from lathe.cli.sweep import grid, sweep

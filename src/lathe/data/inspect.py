@@ -142,7 +142,7 @@ def _count_split(dataset: Dataset, name: str) -> SplitInfo:
 
 
 def _draw(dataset: Dataset, samples: int, seed: int) -> Iterator[Sample]:
-    split, tokenizer = dataset.split("train"), _open_tokenizer(dataset)
+    split, tokenizer = dataset.split("train"), open_tokenizer(dataset)
     firsts_s = np.cumsum([0, *(shard.documents for shard in split.shards)])
     chosen = np.random.default_rng(seed).choice(firsts_s[-1], min(samples, int(firsts_s[-1])), replace=False)
     for document in sorted(chosen.tolist()):
@@ -154,7 +154,7 @@ def _draw(dataset: Dataset, samples: int, seed: int) -> Iterator[Sample]:
         yield Sample(document=document, tokens=end - start, text=text)
 
 
-def _open_tokenizer(dataset: Dataset) -> Tokenizer | None:
+def open_tokenizer(dataset: Dataset) -> Tokenizer | None:
     """Open the tokenizer of a dataset, None where it has none. Raises DataError for one that did not make the ids."""
     wanted, path = dataset.manifest.tokenizer_sha256, dataset.folder / TOKENIZER
     if wanted is None or not path.is_file():

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lathe.data.inspect import open_tokenizer
 from lathe.data.readers import BadLine, Input, Layout, open_inputs
-from lathe.data.store import MANIFEST, TOKENIZER, Dataset, Shard, Split, file_sha256, read_index
-from lathe.errors import DataError, EvaluationError, MissingExtraError
+from lathe.data.store import MANIFEST, Dataset, Shard, Split, read_index
+from lathe.errors import EvaluationError, MissingExtraError
 from lathe.evals.grams import BREAK, END, normalise
 
 if TYPE_CHECKING:
@@ -156,15 +157,12 @@ def _trim(text: bytes, piece: _Piece) -> bytes:
 
 
 def _open_tokenizer(dataset: Dataset) -> Tokenizer:
-    path, wanted = dataset.folder / TOKENIZER, dataset.manifest.tokenizer_sha256
-    if wanted is None or not path.is_file():
+    try:
+        tokenizer = open_tokenizer(dataset)
+    except ImportError:
+        raise MissingExtraError("reading a dataset's text", extra="eval") from None
+    if tokenizer is None:
         raise EvaluationError(
             f"{dataset.folder} has no tokenizer to turn its tokens into text; give the files that it was made from"
         )
-    if file_sha256(path) != wanted:
-        raise DataError(f"{path} is not the tokenizer that made these ids; copy the dataset again")
-    try:
-        from tokenizers import Tokenizer
-    except ImportError:
-        raise MissingExtraError("reading a dataset's text", extra="eval") from None
-    return Tokenizer.from_file(str(path))
+    return tokenizer

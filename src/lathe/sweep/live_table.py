@@ -45,9 +45,7 @@ class Progress:
 class LiveTable:
     """Renew a table of what runs; use it as a context. Without a terminal it shows nothing."""
 
-    def __init__(
-        self, entries: Sequence[Entry], folder: Path, *, show: bool = True, console: Console | None = None
-    ) -> None:
+    def __init__(self, entries: Sequence[Entry], *, show: bool = True, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True, highlight=False)
         self._live = Live(console=self._console, auto_refresh=False) if show and self._console.is_terminal else None
         self._efforts = {entry.name: entry.effort for entry in entries}

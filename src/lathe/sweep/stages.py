@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from lathe.budget import Budget
 from lathe.data.build import build_dataset
 from lathe.data.builtin import builtin_input
 from lathe.data.readers import Input, Layout, open_inputs
+from lathe.data.store import file_sha256
 from lathe.data.tokenizer import train_tokenizer
 from lathe.design.candidates import Space, candidates, find_space
 from lathe.design.choice import Plan
@@ -249,4 +249,4 @@ def hash_named(*names: str | None) -> dict[str, str]:
 
 
 def _hash_file(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return file_sha256(path)[:16]

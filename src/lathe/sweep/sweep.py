@@ -90,7 +90,7 @@ def sweep(
         skipped = len(state.runs)
         if skipped:
             report(f"{skipped} of {len(jobs)} are trained already")
-        with Signals() as signals, LiveTable(order, folder, show=live) as table:
+        with Signals() as signals, LiveTable(order, show=live) as table:
             for attempt in range(1 + retries):
                 pending = _launch(pending, launcher, state, signals, table, last=attempt == retries)
         runs = [run for job in _in_order(entries, jobs) for run in state.runs.get(job.name, ())]

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lathe.documents import lock_file, write_atomic
+from lathe.documents import write_atomic
 from lathe.errors import RunsError
 from lathe.runs import Run
-from lathe.train.record import IDENTITY, append_run
+from lathe.train.record import IDENTITY, append_run, hold_table, parse_row
 
 
 def write_table(path: Path, runs: Sequence[Run]) -> None:
@@ -23,10 +22,7 @@ def write_table(path: Path, runs: Sequence[Run]) -> None:
     for run in runs:
         append_run(path, run)
     try:
-        with open(path, "rb") as file:
-            lock_file(file.fileno(), wait=True)  # evaluations may be adding scores
-            if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                return write_table(path, runs)  # they have put a new file in its place
+        with hold_table(path):  # evaluations may be adding scores
             before = path.read_bytes()
             after = _arrange(before.decode().splitlines(), runs)
             if after != before:
@@ -37,7 +33,7 @@ def write_table(path: Path, runs: Sequence[Run]) -> None:
 
 def _arrange(lines: list[str], runs: Sequence[Run]) -> bytes:
     """Fill the places of runs' rows with them in order; what a row knows besides stays with it."""
-    rows = [_parse(line) for line in lines]
+    rows = [parse_row(line) for line in lines]
     ours = {_identity(run.to_row()): run.to_row() for run in runs}
     known = {_identity(row): row for row in rows if row is not None and _identity(row) in ours}
     places = [place for place, row in enumerate(rows) if row is not None and _identity(row) in ours]
@@ -48,12 +44,3 @@ def _arrange(lines: list[str], runs: Sequence[Run]) -> bytes:
 
 def _identity(row: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(row.get(key) for key in IDENTITY)
-
-
-def _parse(line: str) -> dict[str, Any] | None:
-    """Read a row; None for what is none, which is left as it is."""
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) else None

@@ -31,13 +31,13 @@ def append_run(path: str | Path, run: Run) -> bool:
     """
     path, row = Path(path), run.to_row()
     try:
-        with _hold(path) as descriptor:
+        with hold_table(path) as descriptor:
             text = _read_all(descriptor)
             whole = text[: text.rfind(b"\n") + 1]
             torn = text[len(whole) :]
-            if _parse(torn) is not None:  # whole, but for its end of line: a person's
+            if parse_row(torn) is not None:  # whole, but for its end of line: a person's
                 whole, torn = text, b""
-            if any(_same(row, other) for other in map(_parse, whole.splitlines()) if other is not None):
+            if any(_same(row, other) for other in map(parse_row, whole.splitlines()) if other is not None):
                 return False
             line = json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
             if whole and not whole.endswith(b"\n"):
@@ -81,13 +81,13 @@ def _replace_row(path: Path, run: Run) -> bool:
     """Put a run's row in the place of its old one, in a table written anew; says whether there was one."""
     row = run.to_row()
     try:
-        with _hold(path) as descriptor:
+        with hold_table(path) as descriptor:
             lines = _read_all(descriptor).splitlines()
-            places = [i for i, other in enumerate(map(_parse, lines)) if other is not None and _same(row, other)]
+            places = [i for i, other in enumerate(map(parse_row, lines)) if other is not None and _same(row, other)]
             if not places:
                 return False
             for i in places:
-                old = _parse(lines[i]) or {}
+                old = parse_row(lines[i]) or {}
                 lines[i] = json.dumps({**old, **row}, ensure_ascii=False, allow_nan=False).encode()
             write_atomic(path, b"\n".join(lines) + b"\n")
     except OSError as error:
@@ -103,13 +103,13 @@ def find_run(path: str | Path, recipe_id: str) -> dict[str, Any] | None:
         return None
     except OSError as error:
         raise RunsError(f"{path}: cannot be read: {error.strerror}") from None
-    rows = (row for row in map(_parse, text.splitlines()) if row is not None)
+    rows = (row for row in map(parse_row, text.splitlines()) if row is not None)
     return next((row for row in rows if row.get("recipe_id") == recipe_id), None)
 
 
 @contextmanager
-def _hold(path: Path) -> Iterator[int]:
-    """Open a file for reading and writing, alone; waits for others. Raises OSError."""
+def hold_table(path: Path) -> Iterator[int]:
+    """Open a table for reading and writing, alone; waits for others. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -142,7 +142,7 @@ def _read_all(descriptor: int) -> bytes:
         return file.read()
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def parse_row(line: bytes | str) -> dict[str, Any] | None:
     """Read a row; None for what is none, which is left to those who read the table."""
     try:
         row = json.loads(line)
