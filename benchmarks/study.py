@@ -7,15 +7,13 @@ folder that is given keeps what was done: the same command goes on.
   error of a prediction;
 - selection: of the shapes of the plan's size that fit its latency budget, three are trained alike: the law's first
   choice, the one of most params (parameters alone), and one drawn at random; their mean true losses over the seeds.
-
-With `--kills N` the small study of the tests is killed N times in all at random moments of `lathe run`, and what it
-comes to is compared with a study that was never killed.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import sys
 import tempfile
 import time
@@ -24,8 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from _report import publish, row
+
+# isort: split
+import numpy as np
 
 from lathe.design.candidates import candidates
 from lathe.design.choice import Plan
@@ -77,8 +77,6 @@ def carry_out(study: Study, folder: Path) -> Seed:
         "parameters alone": max(within, key=lambda shape: shape.params),
         "at random": within[int(draw.integers(len(within)))],
     }
-    import json
-
     dataset = str(folder / json.loads((folder / "stages/data.json").read_text())["result"]["dataset"])
     entries = make_recipes(study, list(dict.fromkeys(chosen.values())), dataset)
     launch = study.launch

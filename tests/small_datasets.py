@@ -22,14 +22,17 @@ def write_small_dataset(
     vocab_size: int = VOCAB,
     seed: int = 0,
     tokenizer_sha256: str | None = None,
+    period: int | None = None,
 ) -> Dataset:
-    """Write so many random ids to train on and to hold out, in documents of one length."""
+    """Write so many random ids to train on and to hold out, in documents of one length; the same ids every `period`."""
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(seed)
+    again = random.integers(0, vocab_size, period or 1)
     shards = [
-        _write_shard(folder, split, random.integers(0, vocab_size, tokens), document, dtype_of(vocab_size))
+        _write_shard(folder, split, ids, document, dtype_of(vocab_size))
         for split, tokens in (("train", train), ("held-out", held_out))
         if tokens
+        for ids in [np.resize(again, tokens) if period else random.integers(0, vocab_size, tokens)]
     ]
     manifest = Manifest(
         vocab_size=vocab_size, dtype=dtype_of(vocab_size), end_of_text=None, tokenizer_sha256=tokenizer_sha256,

@@ -9,6 +9,7 @@ import random
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 WORDS = ("the", "shape", "of", "a", "model", "is", "wide", "deep", "and", "quick", "on", "its", "device", "loss", "law")
 STUDY = """
@@ -72,6 +73,10 @@ settings = {slots = 2, threads = 1}
 execution = {spike = 1e6}
 """
 
+VOLATILE = {"created", "costs", "versions", "train_seconds", "commands", "study", "key"}
+"""Keys of a result that differ when it is made again."""
+VOLATILE_COLUMNS = ("seconds", "created", "device", "energy_j", "git")
+
 
 def write_study(folder: Path, *changes: tuple[str, str]) -> Path:
     """Write the study and its text; each change takes the place of a part of the study's file."""
@@ -98,3 +103,19 @@ def finished_study() -> Path:
     atexit.register(shutil.rmtree, home, ignore_errors=True)
     run_study(load_study(write_study(home)), home / "out", report=lambda line: None, live=False)
     return home
+
+
+def steady(folder: Path) -> dict[str, Any]:
+    """Give what a study found, but for seconds, dates, hosts, and where it lies."""
+
+    def strip(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: strip(v) for k, v in value.items() if k not in VOLATILE}
+        return [strip(v) for v in value] if isinstance(value, list) else value
+
+    rows = [json.loads(line) for line in (folder / "runs/runs.jsonl").read_text().splitlines()]
+    for row in rows:
+        for name in VOLATILE_COLUMNS:
+            row.pop(name, None)
+    found = strip(json.loads((folder / "result.json").read_text()))
+    return {"result": found, "rows": rows, "law": json.loads((folder / "law.json").read_text())}

@@ -21,7 +21,9 @@ from lathe.sweep.study import Study, load_study
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
-EXAMPLES = sorted((ROOT / "examples").glob("*.toml"))
+FROM_LARGER = ("grow", "inherit")
+"""Examples that start from a larger model, which is not there: they are read as far as they go without it."""
+EXAMPLES = [path for path in sorted((ROOT / "examples").glob("*.toml")) if path.stem not in FROM_LARGER]
 RUNS = {"laptop": 36, "mobilellm": 27, "morph": 27, "over-training": 20}
 """How many runs each example's grid makes."""
 

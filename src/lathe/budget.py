@@ -14,10 +14,10 @@ class Budget:
 
     Serving: `first_token_s`, `per_token_s` (a decoding step) and `total_s` on the plan's workload; `memory_bytes` for
     weights, cache and activations; `params`, and `min_params`. Training, one of: `tokens`; `train_flops`, counted as
-    6 · params · tokens; or `days` on `train_devices` devices that reach `mfu` of `train_flops_per_s` each (with
-    `price_per_hour` a device, `dollars` may stand for days). `inference_tokens` served over the model's life, with
-    `target_loss`, changes the aim from the lowest loss to the lowest total cost; `target_accuracy` stands for the loss
-    that an error law gives it.
+    6 · params · tokens (a shared block's params at every visit); or `days` on `train_devices` devices that reach `mfu`
+    of `train_flops_per_s` each (with `price_per_hour` a device, `dollars` may stand for days). `inference_tokens`
+    served over the model's life, with `target_loss`, changes the aim from the lowest loss to the lowest total cost;
+    `target_accuracy` stands for the loss that an error law gives it.
     Raises BudgetError for numbers that make no sense together.
     """
 

@@ -105,12 +105,32 @@ class Init:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Distil:
+    """Name a teacher, a checkpoint's folder, whose distribution is learned beside the text.
+
+    The loss is (1 - weight) · cross-entropy + weight · temperature² · KL(teacher ‖ student), both softened by the
+    temperature: Hinton et al. 2015, arXiv:1503.02531, section 2. `content` hashes the teacher's weights: where it is
+    known, it is what identifies them.
+    """
+
+    teacher: str
+    content: str | None = None
+    temperature: float = 2.0
+    weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check_range(self, ("temperature",), "a number above zero", lambda x: 0 < x < math.inf)
+        _check_range(self, ("weight",), "a share from 0 to 1", lambda x: 0 <= x <= 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """Hold a shape, what to train it on, and how long, in what batches and how to step.
 
     `tokens` in all and `batch_tokens` a step, in sequences of `seq_len`; `lr` is the peak. `clip` bounds the gradient's
     norm, `z_loss` weighs the squared log-partition, `ema` keeps a moving average of the weights with that memory,
-    which is then what is evaluated and kept. Raises RecipeError for numbers that make no training.
+    which is then what is evaluated and kept; `distil` adds a teacher. Raises RecipeError for numbers that make no
+    training.
     """
 
     shape: Shape
@@ -127,6 +147,7 @@ class Recipe:
     clip: float | None = 1.0
     z_loss: float = 0.0
     ema: float | None = None
+    distil: Distil | None = None
 
     def __post_init__(self) -> None:
         _check_range(self, ("tokens", "seq_len", "batch_tokens"), "1 or more", lambda x: x >= 1)
@@ -157,13 +178,17 @@ class Recipe:
     @property
     def id(self) -> str:
         """Name the recipe by its content: the same recipe has the same id on every machine."""
-        data, init = self.data, self.init
+        data, init, distil = self.data, self.init, self.distil
         if data is not None and data.content is not None:
             data = replace(data, train="", validation=dict.fromkeys(data.validation, ""), repeats=None)
         if init.content is not None:
             init = replace(init, checkpoint="")
-        content = codec.canonical_json(replace(self, data=data, init=init))
-        return hashlib.sha256(content.encode()).hexdigest()[:16]
+        if distil is not None and distil.content is not None:
+            distil = replace(distil, teacher="")
+        content = codec.encode(replace(self, data=data, init=init, distil=distil))
+        if distil is None:
+            del content["distil"]  # recipes that were named before there were teachers keep their names
+        return hashlib.sha256(codec.canonical_json(content).encode()).hexdigest()[:16]
 
 
 def _check_range(word: object, names: tuple[str, ...], wanted: str, fits: Callable[[Any], bool]) -> None:

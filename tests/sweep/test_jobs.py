@@ -101,6 +101,17 @@ def test_a_job_waits_no_longer_than_it_should(tmp_path: Path, monkeypatch: pytes
         assert "another process" in (train_job(job) or "")
 
 
+def test_other_ranks_do_not_wait_for_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first holds the folder for as long as all of them train."""
+    trained: list[str] = []
+    monkeypatch.setattr("lathe.train.loop.train", lambda recipe, execution, **options: trained.append(execution.out))
+    monkeypatch.setattr(module, "_wait_until_free", lambda folder: pytest.fail("it waited"))
+    monkeypatch.setenv("RANK", "1")
+    (job,) = make_jobs(tmp_path / "sweep", 1)
+    assert train_job(job) is None
+    assert trained == [str(job.folder)]
+
+
 @pytest.mark.parametrize(
     ("text", "tail"),
     [("", ""), ("one\n", "one"), ("1\n2\n3\n", "2\n3"), ("x" * 20000 + "\nlast", "x" * 8187 + "\nlast")],

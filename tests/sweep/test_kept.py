@@ -83,3 +83,9 @@ def test_until(tmp_path: Path) -> None:
     with pytest.raises(Reached, match="stopped after a"):
         stages.run(10, 5)
     assert stages.made == ["a"]
+
+
+def test_what_earlier_calls_took_counts(tmp_path: Path) -> None:
+    kept = Kept(tmp_path, report=lambda line: None)
+    kept("a", lambda: Made(result={}, before_s=100.0), asked=1)
+    assert 100 < kept.done["a"].cost.seconds < 101

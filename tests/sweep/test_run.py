@@ -10,37 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_studies import finished_study, write_study
+from small_studies import finished_study, steady, write_study
 
 from lathe import codec
-from lathe.errors import BudgetError, StudyError
+from lathe.errors import BudgetError, EvaluationError, StudyError
+from lathe.report.study_page import study_page
 from lathe.studies import StudyResult
 from lathe.sweep.kept import Reached
 from lathe.sweep.run import run_study
 from lathe.sweep.study import load_study
 
-VOLATILE = {"created", "costs", "versions", "train_seconds", "commands", "study", "key"}
-
 
 def carry_out(study: Path, folder: Path, **asked: Any) -> tuple[StudyResult, list[str]]:
     said: list[str] = []
     return run_study(load_study(study), folder, report=said.append, live=False, **asked), said
-
-
-def steady(folder: Path) -> dict[str, Any]:
-    """Give what a study found, but for seconds, dates, hosts, and where it lies."""
-
-    def strip(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: strip(v) for k, v in value.items() if k not in VOLATILE}
-        return [strip(v) for v in value] if isinstance(value, list) else value
-
-    rows = [json.loads(line) for line in (folder / "runs/runs.jsonl").read_text().splitlines()]
-    for row in rows:
-        for name in ("seconds", "created", "device", "energy_j", "git"):
-            row.pop(name, None)
-    found = strip(json.loads((folder / "result.json").read_text()))
-    return {"result": found, "rows": rows, "law": json.loads((folder / "law.json").read_text())}
 
 
 @pytest.fixture(scope="module")
@@ -135,10 +118,72 @@ def test_a_budget_that_nothing_meets(again: Path) -> None:
     assert result.chosen is None
 
 
-def test_more_than_the_law_should_be_asked(again: Path) -> None:
-    write_study(again, ("top = 2", "top = 2\nmost_flops = 1.5"))
+def test_more_than_the_law_should_be_asked(tmp_path: Path) -> None:
+    """What the grid's largest run is, is known before it is trained."""
+    study = write_study(tmp_path, ("top = 2", "top = 2\nmost_flops = 1.5"))
     with pytest.raises(BudgetError, match=r"asks for up to .* FLOPs, .* times those of the largest run"):
-        carry_out(again / "study.toml", again / "out")
+        carry_out(study, tmp_path / "out")
+    assert not (tmp_path / "out/runs").exists()
+
+
+def test_finished_trainings_count_with_what_they_took(again: Path) -> None:
+    """A stage made again of runs that are there takes no time: it says what they had taken."""
+    out = again / "out"
+    for name in ("sweep", "train"):
+        (out / f"stages/{name}.json").unlink()
+    result, said = carry_out(again / "study.toml", out)
+    assert {"7 of 7 are trained already", "2 of 2 are trained already"} <= set(said)
+    took = sum(candidate.train_seconds for candidate in result.candidates)
+    assert result.costs["train"].seconds >= took > 0
+    rows = [json.loads(line) for line in (out / "runs/runs.jsonl").read_text().splitlines()]
+    trunks = sum(row["seconds"] for row in rows if row["tokens"] == 2560)
+    assert result.costs["sweep"].seconds > trunks, "branches count, too"
+
+
+def test_the_questions_hang_on_what_the_files_of_tasks_hold(again: Path) -> None:
+    """Files lie beside the study's; what is asked hangs on what they hold, not on where or when they were written."""
+    changes = ("continuations = 6", 'tasks = ["quiz"]\ncatalogue = "tasks.toml"\nlosses = ["more.jsonl"]')
+    items = '{"query": "the shape of", "choices": ["a model", "the law"], "gold": %d}\n'
+    (again / "quiz.jsonl").write_text((items % 0) * 3)
+    row = '{file = "quiz.jsonl", kind = "multiple_choice", shots = 0, chance = 0.5, published = "here"}'
+    (again / "tasks.toml").write_text(f"[tasks]\nquiz = {row}\n")
+    shutil.copyfile(again / "text.jsonl", again / "more.jsonl")
+    study, out = write_study(again, changes), again / "out"
+    result, said = carry_out(study, out)
+    assert "evaluate …" in said
+    assert "train: kept from before" in said
+    assert all(candidate.accuracies.keys() == {"quiz"} for candidate in result.candidates)
+    (again / "quiz.jsonl").touch()
+    assert "evaluate: kept from before" in carry_out(study, out)[1]
+    (again / "quiz.jsonl").write_text((items % 0) * 2 + items % 1)
+    after, said = carry_out(study, out)
+    assert "evaluate …" in said
+    assert [c.accuracies for c in after.candidates] != [c.accuracies for c in result.candidates]
+    (again / "quiz.jsonl").unlink()
+    with pytest.raises(EvaluationError, match=f"task 'quiz' needs quiz.jsonl, and {again} has no such file"):
+        carry_out(study, again / "new")
+    assert not (again / "new").exists(), "it is said before anything is trained"
+    with pytest.raises(Reached):
+        carry_out(study, again / "new", until="data")
+
+
+def test_an_exponent_that_the_runs_cannot_tell_is_said(again: Path) -> None:
+    """In the result's notes, and so on the page."""
+    write_study(again, ('form = "width-depth"', 'form = "auto"'))
+    table = again / "out/runs/runs.jsonl"
+    rows = [json.loads(line) for line in table.read_text().splitlines()]
+    for row in rows:  # depth shall do nothing
+        row["loss"] = 2 + 8 / row["d_model"] ** 0.7 + 90 / row["tokens"] ** 0.6
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stage = json.loads((again / "out/stages/sweep.json").read_text())
+    stage["sizes"]["runs/runs.jsonl"] = table.stat().st_size
+    (again / "out/stages/sweep.json").write_text(json.dumps(stage))
+    result, said = carry_out(again / "study.toml", again / "out")
+    assert "sweep: kept from before" in said
+    (note,) = (note for note in result.notes if "depth" in note)
+    assert note.startswith("these runs cannot tell the exponent of depth, nor whether depth alone does anything")
+    page = study_page(result, again / "out")
+    assert any(shown.lower() == f"{note.lower()}." for shown in page.notes)
 
 
 def test_a_law_from_elsewhere_stops_at_the_plan(tmp_path: Path) -> None:

@@ -117,13 +117,19 @@ class TestCluster:
         assert "-m submitit.core._submit" in script
         assert count_calls(cluster, "sbatch") == 1
 
-    def test_arrays_are_no_larger_than_a_site_allows(self, cluster: Path, tmp_path: Path) -> None:
+    def test_arrays_are_no_larger_than_a_site_allows(
+        self, cluster: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """A sweep that is interrupted says what stays with the cluster, and how it is cancelled."""
         (cluster / "full").touch()
         jobs = make_jobs(tmp_path / "sweep", 3)
         with pytest.raises(KeyboardInterrupt):
             list(replace(QUICK, most=2).launch(jobs, watch=interrupt))
         assert options(cluster, "101")["array"] == "0-1%2"
         assert "array" not in options(cluster, "102")
+        said = capsys.readouterr().err
+        assert said.startswith("note: 3 jobs stay with the cluster, queued or running: the same command finds them")
+        assert "`scancel 101 102` cancels them" in said
 
     def test_a_job_put_aside_and_one_lost(self, cluster: Path, tmp_path: Path) -> None:
         """Slurm's warning comes to all processes of a step; the job saves, is queued again and ends."""

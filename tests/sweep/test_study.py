@@ -20,6 +20,37 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     assert study.text.inputs == (str(tmp_path / "deep/text.jsonl"),)
 
 
+def test_paths_are_beside_the_file_whether_they_are_there_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names of presets stay as they are; a folder of the same name where the command is called does not count."""
+    (tmp_path / "eval").mkdir()
+    monkeypatch.chdir(tmp_path)
+    study = load_study(
+        write_study(
+            tmp_path / "deep",
+            ('inputs = ["text.jsonl"]', 'dataset = "data"'),
+            ("continuations = 6", 'tasks = ["copa"]\nfolder = "eval"'),
+            ("seq_len = 16\nb", 'data = "data"\n"init.checkpoint" = "first"\ninit.base = "gpt2"\nseq_len = 16\nb'),
+            ("[launch]", '[training]\ndata.validation = {wiki = "wiki"}\n[launch]'),
+        )
+    )  # fmt: skip
+    assert study.text is not None
+    assert study.grid is not None
+    base = study.grid["base"]
+    assert study.text.dataset == base["data"] == str(tmp_path / "deep/data")
+    assert base["init.checkpoint"] == str(tmp_path / "deep/first")
+    assert base["init"] == {"base": "gpt2"}
+    assert study.training == {"data": {"validation": {"wiki": str(tmp_path / "deep/wiki")}}}
+    assert study.evaluate.folder == str(tmp_path / "deep/eval")
+    assert study.device.preset == "a100-40gb"
+
+
+def test_items_of_tasks_are_beside_the_file_if_nothing_says_where(tmp_path: Path) -> None:
+    study = load_study(write_study(tmp_path / "deep", ("continuations = 6", 'tasks = ["copa"]')))
+    assert study.evaluate.folder == str(tmp_path / "deep")
+
+
 def test_the_quickstart_is_a_study() -> None:
     study = load_study("quickstart")
     assert study.name == "quickstart"

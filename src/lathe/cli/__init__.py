@@ -8,10 +8,13 @@ from collections.abc import Callable, Sequence
 
 import tyro
 
+from lathe.cli.analyse import analyse
 from lathe.cli.bench import measure, probe
 from lathe.cli.data import DATA_COMMANDS, data
 from lathe.cli.evaluate import evaluate
+from lathe.cli.grow import grow
 from lathe.cli.hub import export_model, import_model
+from lathe.cli.inherit import inherit
 from lathe.cli.laws import compare, fit, optimal, predict
 from lathe.cli.models import generate
 from lathe.cli.next import next_runs
@@ -39,6 +42,9 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "calibrate": calibrate,
     "import": import_model,
     "export": export_model,
+    "analyse": analyse,
+    "inherit": inherit,
+    "grow": grow,
     "devices": devices,
     "generate": generate,
     "shapes": shapes,

@@ -37,7 +37,8 @@ def run(
     Args:
         out: the study's folder; studies/ and its name if not given.
         until: stop after this stage.
-        dry_run: say what would be done, what is there already, and what it would take; do nothing.
+        dry_run: say what would be done, what is there already or missing, and what it would take; do nothing. Ends with
+            exit code 2 where a file, dataset, device or launcher that the study names is not there.
         seed: of first weights, of the data's order and of draws, in place of the study's.
         open: show the report in the browser.
     """
@@ -50,8 +51,12 @@ def run(
     if dry_run:
         from lathe.sweep.dry import describe_study
 
-        for line in describe_study(found, folder):
-            print(line)
+        outline = describe_study(found, folder)
+        print("\n".join(outline.lines))
+        for one in outline.missing:
+            print(f"lathe: missing: {one}", file=sys.stderr)
+        if outline.missing:
+            sys.exit(2)
         return
     page = carry_out(found, folder, until=until)
     if open and page is not None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lathe.recipe import Recipe
     from lathe.runs import Run
 
-DERIVED = ("data.content", "init.content")
+DERIVED = ("data.content", "init.content", "distil.content")
 """Settings that are hashes: for files, or --set."""
 OPEN = "if not given"
 FIRST = ("shape", "tokens", "tokens_per_param")
@@ -31,6 +31,7 @@ SHOWN = {
     "execution.out": "runs/ and the recipe's id",
     "execution.mesh": "all are replicas",
     "data.repeats": "once",
+    "distil.teacher": NONE,
     "data.validation": "what the training data hold out",
 }
 """Defaults that are not those of the words, or say more."""
@@ -70,6 +71,9 @@ HELP: dict[str, str] = {
     "init.scheme": "how first weights are drawn",
     "init.base": "the narrow shape that was tuned, for init=mup: a preset's name, or a TOML or JSON file",
     "init.checkpoint": "a checkpoint's folder to take them from instead",
+    "distil.teacher": "a checkpoint's folder: its distribution is learned beside the text",
+    "distil.temperature": "by which both distributions are softened",
+    "distil.weight": "the teacher's share of the loss; the rest is cross-entropy's",
     "execution.mesh": "ranks along each axis (dp replicas, fsdp shards, tp tensor, pp pipeline), such as fsdp=4,tp=2",
     "execution.recompute_every": "recompute every k-th block in the backward pass instead of keeping what it made",
     "execution.save_every": "steps between checkpoints, beside the last",

@@ -16,6 +16,7 @@ from lathe.errors import BudgetError, nearest
 from lathe.laws.axes import Axis
 from lathe.presets.shapes import shape_presets
 from lathe.shape import Shape, count_non_embedding_params, count_params
+from lathe.shape_checks import Sharing
 
 VARIED = 1.2
 """The d_ff ratio counts as varied when its largest is this many times its smallest: less is rounding."""
@@ -46,7 +47,8 @@ class Space:
 
     `d_models` and `ff_multiple` set the alignment; `d_heads` are tried in order and the first that divides d_model is
     taken; heads (and KV heads) are multiples of `tensor_parallel`. `ff_ratios` give d_ff = ratio · d_model rounded up
-    to `ff_multiple`. `kv_ratios` are KV heads a head. `base` lends everything else.
+    to `ff_multiple`. `kv_ratios` are KV heads a head. `base` lends everything else, the pattern in which layers are
+    shared too; one that shares none lends `immediate`, whose repeats a cache serves best.
     """
 
     base: Shape
@@ -98,7 +100,13 @@ class Candidates:
     @property
     def sharing(self) -> str:
         """Name the pattern; rows with a count of one share nothing."""
-        return "immediate" if (self.columns["sharing_count"] > 1).any() else "none"
+        return _pattern(self.base) if (self.columns["sharing_count"] > 1).any() else "none"
+
+    @property
+    def visited_params(self) -> np.ndarray:
+        """Count the weights a token passes through, a shared block's at every visit: the N of 6·N·D."""
+        once = {**self.columns, "sharing_count": np.ones(len(self))}
+        return np.asarray(count_params(dataclasses.replace(self, columns=once)), dtype=np.float64)
 
     def take(self, rows: slice | np.ndarray) -> Candidates:
         """Keep some rows, a slice or row numbers in the order asked for; references follow."""
@@ -129,7 +137,7 @@ class Candidates:
         values = {name: self.columns[name][row].item() for name in COLUMNS}
         numbers = {name: bool(v) if name == "tied" else int(v) for name, v in values.items()}
         return dataclasses.replace(
-            self.base, **numbers, sharing="immediate" if numbers["sharing_count"] > 1 else "none"
+            self.base, **numbers, sharing=_pattern(self.base) if numbers["sharing_count"] > 1 else "none"
         )
 
     def law_columns(self, tokens: Any) -> dict[str, np.ndarray]:
@@ -168,7 +176,7 @@ def find_space(axes: Mapping[str, Axis], *, assume: Collection[str] = (), **choi
         "ff_ratios": FF_RATIOS,
         "kv_ratios": KV_RATIOS,
         "tied": (False, True),
-        "sharing_counts": (1, 2),
+        "sharing_counts": tuple(sorted({1, 2, *held["sharing_counts"], *([base.sharing_count] if base else [])})),
         "vocab_sizes": tuple(sorted({32000, 50432, 65536, *held["vocab_sizes"]})),
     }
     for axis, name in AXIS_FIELDS.items():
@@ -183,6 +191,11 @@ def find_space(axes: Mapping[str, Axis], *, assume: Collection[str] = (), **choi
     return Space(**{"base": base, **held, **choices, "assumed": tuple(assume), "guessed": guessed})
 
 
+def _pattern(base: Shape) -> Sharing:
+    """Name the order in which shared layers are visited."""
+    return "immediate" if base.sharing == "none" else base.sharing
+
+
 def _base(held: Mapping[str, Any]) -> Shape:
     """Make the shape that lends the candidates their blocks: pre-norm, rotary, SwiGLU."""
     return Shape.of(d_model=1024, n_layers=8, n_heads=8, vocab_size=held["vocab_sizes"][0], tied=held["tied"][0])
@@ -190,14 +203,14 @@ def _base(held: Mapping[str, Any]) -> Shape:
 
 def _hold(axes: Mapping[str, Axis], base: Shape | None) -> dict[str, Any]:
     """Take each axis at the runs' own values: the only one, or those they varied; of silent runs, the base's."""
-    ff, kv, vocab, tied = (axes.get(n) for n in ("ff_ratio", "kv_ratio", "vocab_size", "tied"))
+    ff, kv, vocab, tied, stored = (axes.get(n) for n in ("ff_ratio", "kv_ratio", "vocab_size", "tied", "sharing"))
     like = base or Shape.of(d_model=1536, n_layers=8, n_heads=12, vocab_size=50432)
     return {
         "ff_ratios": (like.d_ff / like.d_model,) if ff is None else _between(ff, FF_RATIOS, rounding=VARIED),
         "kv_ratios": (like.n_kv_heads / like.n_heads,) if kv is None else _between(kv, KV_RATIOS),
         "vocab_sizes": (like.vocab_size,) if vocab is None else tuple(round(v) for v in _between(vocab, ())),
         "tied": (like.tied,) if tied is None else tuple(sorted({bool(tied.low), bool(tied.high)})),
-        "sharing_counts": (1,),
+        "sharing_counts": (1,) if stored is None else tuple(sorted({round(1 / stored.high), round(1 / stored.low)})),
     }
 
 
@@ -214,13 +227,14 @@ def find_departures(found: Candidates, space: Space, axes: Mapping[str, Axis]) -
     kv = _range(axes.get("kv_ratio"), held["kv_ratios"])
     vocab = _range(axes.get("vocab_size"), held["vocab_sizes"])
     tied = _range(axes.get("tied"), held["tied"])
+    shared = held["sharing_counts"]
     narrow, wide = min(held["ff_ratios"]), max(held["ff_ratios"])
     left = {
         "ff_ratio": (at["d_ff"] < narrow * at["d_model"] - 1) | (at["d_ff"] > _round_ff(wide * at["d_model"], space)),
         "kv_ratio": _outside(at["n_kv_heads"] / at["n_heads"], *kv),
         "vocab_size": _outside(at["vocab_size"], *vocab),
         "tied": _outside(at["tied"], *tied),
-        "sharing": at["sharing_count"] > 1,
+        "sharing": _outside(at["sharing_count"], min(shared), max(shared)),
     }
     return {name: left[name] for name in FREE if name in space.assumed}
 
@@ -288,6 +302,7 @@ def _add_references(found: Candidates, space: Space) -> Candidates:
             s.vocab_size in space.vocab_sizes
             and s.tied in space.tied
             and s.sharing_count in space.sharing_counts
+            and s.sharing in ("none", _pattern(space.base))
             and s.mlp == space.base.mlp
             and any(abs(s.n_kv_heads / s.n_heads - k) < 1e-6 for k in space.kv_ratios)
             and any(-1e-6 <= s.d_ff - f * s.d_model + 1 <= space.ff_multiple + 1 for f in space.ff_ratios)

@@ -14,6 +14,13 @@ from lathe.latency.roofline import count_launches, predict_latency
 from lathe.laws.axes import HELD
 from lathe.laws.law import Law
 
+SIZES = ("params", "non_embedding_params", "tokens_per_param")
+COUNTED = {
+    ("n_layers", "aspect"): "each visit of a block as a layer of its own",
+    SIZES: "the weights of a block once, however often it is visited",
+}
+"""What laws take a shared block for, by the columns they read."""
+
 
 def explain(
     law: Law, budget: Budget, seen: Outlook, order: np.ndarray, limits: Sequence[Limit], space: Space
@@ -34,6 +41,8 @@ def explain(
         notes.append(f"the fitted runs say nothing of {name} ({FREE[name]}); {held} is a guess")
     if space.assumed:
         notes.append(_assumption(seen, order, space, law))
+    if seen.found.sharing != "none":
+        notes.append(_say_sharing(law, seen.found.sharing))
     one = seen.found.take(np.array([best])).law_columns(seen.tokens_n[[best]])
     notes += [f"extrapolation: {text}" for text in law.extrapolation(one)]
     return tuple(notes) + tuple(f"law: {text}" for text in law.warnings)
@@ -105,3 +114,11 @@ def _assumption(seen: Outlook, order: np.ndarray, space: Space, law: Law) -> str
         f"assumed and not supported by any run: {named}. It buys {gain:.4f} of predicted loss over"
         f" {seen.found.name(supported[0])}, the best the runs can speak for"
     )
+
+
+def _say_sharing(law: Law, pattern: str) -> str:
+    """Say what a shared block counts for in the columns that the law reads."""
+    reads = {column for member in law.averaged for column in member.form.columns}
+    counted = [text for columns, text in COUNTED.items() if reads & set(columns)]
+    free = "" if reads & set(SIZES) else ", so sharing itself costs nothing in its predictions, whatever it costs"
+    return f"assumed of sharing ({pattern}): the law counts {' and '.join(counted)}{free}"

@@ -40,14 +40,11 @@ class Outlook:
     """What a plan minimises: the loss, or a whole life's FLOPs at the target loss. Infinite: out of the question."""
     serving: Mapping[str, Array]
     """A column for each name of `SERVING`."""
+    visited_params_n: Array
+    """The weights a token passes through, a shared block's at every visit."""
     device: Device
     workload: Workload
     engine: str
-
-    @property
-    def params_n(self) -> Array:
-        """Give each candidate's params."""
-        return self.serving["params"]
 
     def name_bounds(self, rows: np.ndarray) -> list[tuple[str, str]]:
         """Name what bounds prefill and decoding of some candidates; of a million nobody reads it."""
@@ -62,7 +59,8 @@ def look(found: Candidates, law: Law, device: Device, workload: Workload, budget
     for start in range(0, len(found), CHUNK):
         some = found.take(slice(start, start + CHUNK))
         served = serve(some, device, workload, engine)
-        parts.append(served | _train(some, law, budget, served["params"]))
+        visited_n = served["params"] if some.sharing == "none" else some.visited_params
+        parts.append(served | {"visited": visited_n} | _train(some, law, budget, served["params"], visited_n))
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return Outlook(
         found=found,
@@ -70,6 +68,7 @@ def look(found: Candidates, law: Law, device: Device, workload: Workload, budget
         loss_n=joined["loss"],
         cost_n=joined["cost"],
         serving={name: joined[name] for name in SERVING},
+        visited_params_n=joined["visited"],
         device=device,
         workload=workload,
         engine=engine,
@@ -88,8 +87,8 @@ def serve(found: Candidates, device: Device, workload: Workload, engine: str) ->
     }
 
 
-def _train(found: Candidates, law: Law, budget: Budget, params_n: Array) -> dict[str, Array]:
-    """Predict what training each candidate within the budget gives."""
+def _train(found: Candidates, law: Law, budget: Budget, params_n: Array, visited_n: Array) -> dict[str, Array]:
+    """Predict what training each candidate within the budget gives; work goes by the weights visited."""
     table = found.law_columns(1.0)
     if budget.target_loss is not None:
         tokens_n = tokens_to(law, table, budget.target_loss)
@@ -97,13 +96,13 @@ def _train(found: Candidates, law: Law, budget: Budget, params_n: Array) -> dict
         tokens_n = np.full(len(found), float(budget.tokens))
     else:
         assert budget.flops is not None
-        tokens_n = budget.flops / (6 * params_n)
+        tokens_n = budget.flops / (6 * visited_n)
     reached_n = np.isfinite(tokens_n)
     table["tokens"] = np.where(reached_n, tokens_n, 1.0)
     loss_n = np.where(reached_n, law.predict(table, assume=HELD), np.inf)
     cost_n = loss_n
     if budget.target_loss is not None:
-        cost_n = 6 * params_n * tokens_n + 2 * params_n * (budget.inference_tokens or 0.0)
+        cost_n = 6 * visited_n * tokens_n + 2 * visited_n * (budget.inference_tokens or 0.0)
     if budget.min_params is not None:
         cost_n = np.where(params_n >= budget.min_params, cost_n, np.inf)
     return {"tokens": tokens_n, "loss": loss_n, "cost": cost_n}
@@ -125,7 +124,7 @@ def share_chances(law: Law, seen: Outlook, rows: np.ndarray, budget: Budget) -> 
         value_bn = loss_bn
         if budget.target_loss is not None and slope_n is not None:
             tokens_bn = table["tokens"] * np.exp(np.clip((loss_bn - budget.target_loss) / slope_n, -5, 5))
-            value_bn = seen.params_n[rows] * (6 * tokens_bn + 2 * (budget.inference_tokens or 0.0))
+            value_bn = seen.visited_params_n[rows] * (6 * tokens_bn + 2 * (budget.inference_tokens or 0.0))
         best_b = np.argmin(value_bn, axis=1)
         chance_n += weight / total * np.bincount(best_b, minlength=len(rows)) / len(best_b)
     return chance_n
@@ -138,11 +137,24 @@ def _slope(law: Law, table: Mapping[str, Any]) -> Array:
     return np.maximum((law.predict(table, assume=HELD) - more) / step, 1e-12)
 
 
+def sort_by_cost(seen: Outlook, rows: np.ndarray) -> np.ndarray:
+    """List rows by cost; of equals the fastest first, then what shares fewer layers, then the smallest.
+
+    Most laws tell no shared layer from one of its own. So sharing comes first where it buys time, or where a limit on
+    memory leaves the unshared shape out, and not to save memory that nobody asked to save.
+    """
+    return _sort(seen, rows, seen.serving["total_s"], seen.cost_n)
+
+
 def sort_by_time(seen: Outlook, allowed_n: np.ndarray) -> np.ndarray:
-    """List the allowed rows fastest first, of equals that of lowest cost, then the smallest."""
-    rows = np.flatnonzero(allowed_n & np.isfinite(seen.cost_n))
-    memory_n, time_n = seen.serving["memory_bytes"][rows], seen.serving["total_s"][rows]
-    return rows[np.lexsort((memory_n, seen.cost_n[rows], time_n))]
+    """List the allowed rows fastest first, of equals that of lowest cost, and further as `sort_by_cost`."""
+    return _sort(seen, np.flatnonzero(allowed_n & np.isfinite(seen.cost_n)), seen.cost_n, seen.serving["total_s"])
+
+
+def _sort(seen: Outlook, rows: np.ndarray, *by: Array) -> np.ndarray:
+    """Sort by columns, the last first."""
+    shared = () if seen.found.sharing == "none" else (seen.found.columns["sharing_count"],)
+    return rows[np.lexsort([column[rows] for column in (seen.serving["memory_bytes"], *shared, *by)])]
 
 
 def find_front(seen: Outlook, order: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from lathe.design.candidates import Space, candidates, find_departures, find_spa
 from lathe.design.choice import Choice, Plan
 from lathe.design.explain import explain
 from lathe.design.limits import find_nearest, fitting, list_limits, relax
-from lathe.design.outlook import Outlook, find_front, look, share_chances, sort_by_time
+from lathe.design.outlook import Outlook, find_front, look, share_chances, sort_by_cost, sort_by_time
 from lathe.device import Device
 from lathe.errors import BudgetError, DeviceError
 from lathe.laws.axes import HELD
@@ -30,8 +30,6 @@ from lathe.workload import Workload
 SHORTLIST = 2000
 """Candidates of lowest loss among which the chance of being best is shared out."""
 MEMORY_RUNGS = 24
-TIES = ("memory_bytes", "total_s")
-"""What sets shapes of one predicted loss in order, the last first."""
 
 
 def plan(
@@ -73,8 +71,7 @@ def plan(
     space = space or find_space(law.axes, assume=assume)
     seen = look(candidates(space), law, device, workload, budget, engine)
     fits_n = fitting(limits, seen.serving, seen.cost_n)
-    order = np.flatnonzero(fits_n)
-    order = order[np.lexsort([seen.serving[name][order] for name in TIES] + [seen.cost_n[order]])]
+    order = sort_by_cost(seen, np.flatnonzero(fits_n))
     untimed_n = fitting([limit for limit in limits if not limit.timed], seen.serving, seen.cost_n)
     fastest = sort_by_time(seen, untimed_n)
     front = find_front(seen, fastest)
@@ -131,13 +128,14 @@ def _find_twins(seen: Outlook, order: np.ndarray) -> dict[int, int]:
     """
     published_n = np.isin(order, list(seen.found.references))
     own, published = order[~published_n], order[published_n]
-    time_n, cost_n = seen.serving["total_s"], seen.cost_n
+    time_n, memory_n, cost_n = seen.serving["total_s"], seen.serving["memory_bytes"], seen.cost_n
     firsts, lasts = (np.searchsorted(cost_n[own], cost_n[published], side) for side in ("left", "right"))
     found = {}
     for row, first, last in zip(published.tolist(), firsts.tolist(), lasts.tolist(), strict=True):
-        same = np.flatnonzero(time_n[own[first:last]] == time_n[row])
+        near = own[first:last]
+        same = near[(time_n[near] == time_n[row]) & (memory_n[near] == memory_n[row])]
         if len(same):
-            found[row] = int(own[first + same[0]])
+            found[row] = int(same[0])
     return found
 
 

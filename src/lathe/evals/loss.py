@@ -6,7 +6,7 @@ Axes in names: b sequences of a batch, t tokens of a sequence, n sequences.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import NoReturn
@@ -80,12 +80,37 @@ def held_out_loss(
 
     Raises DataError for a split without a target.
     """
+    sums = torch.zeros(6, dtype=torch.float64, device=device)
+    for targets_b, nats_b in sum_sequences(
+        losses, split, seq_len=seq_len, batch_sequences=batch_sequences, most_tokens=most_tokens, rank=rank,
+        world=world, across_documents=across_documents, mask_documents=mask_documents, device=device,
+    ):  # fmt: skip
+        sums += sum_moments(targets_b, nats_b)
+    found = estimate_ratio(sums if reduce is None else reduce(sums))
+    if not found.tokens:
+        raise DataError(f"{split.dataset.folder}: its {split.name} split has no token to predict from another")
+    return found
+
+
+def sum_sequences(
+    losses: Losses,
+    split: Split,
+    *,
+    seq_len: int,
+    batch_sequences: int,
+    most_tokens: int | None = None,
+    rank: int = 0,
+    world: int = 1,
+    across_documents: bool = True,
+    mask_documents: bool = False,
+    device: str | torch.device = "cpu",
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Sum targets and nats of each sequence of a split, [b] in fp64, a batch at a time; see `held_out_loss`."""
     rows = len(evaluation_windows(split, seq_len=seq_len, most_tokens=most_tokens))
     batches = evaluation_batches(
         split, seq_len=seq_len, batch_sequences=batch_sequences, across_documents=across_documents,
         most_tokens=most_tokens, rank=rank, world=world,
     )  # fmt: skip
-    sums = torch.zeros(6, dtype=torch.float64, device=device)
     nothing = Batch(
         tokens_bt=np.zeros((0, seq_len), np.int64),
         targets_bt=np.zeros((0, seq_len), np.int64),
@@ -96,11 +121,7 @@ def held_out_loss(
         tokens_bt, documents_bt = (_fill(x, batch_sequences, 0).to(device) for x in (tokens_bt, documents_bt))
         targets_bt = _fill(targets_bt, batch_sequences, IGNORED).to(device)
         losses_bt = losses(tokens_bt, targets_bt, documents_bt if mask_documents else None)
-        sums += _sum_moments((targets_bt >= 0).sum(dim=1).double(), losses_bt.sum(dim=1, dtype=torch.float64))
-    found = _estimate(sums if reduce is None else reduce(sums))
-    if not found.tokens:
-        raise DataError(f"{split.dataset.folder}: its {split.name} split has no token to predict from another")
-    return found
+        yield (targets_bt >= 0).sum(dim=1).double(), losses_bt.sum(dim=1, dtype=torch.float64)
 
 
 @torch.no_grad()
@@ -187,7 +208,7 @@ def _summarise(
     targets_n, nats_n = sums_2n[:, sums_2n[0] > 0]
     if wrong := torch.nonzero(~sums_2n[1].isfinite())[:, 0].tolist():
         _refuse(wrong, source, spans)
-    found = _estimate(_sum_moments(targets_n, nats_n))
+    found = estimate_ratio(sum_moments(targets_n, nats_n))
     if not found.tokens:
         raise EvaluationError(f"{source.name} has no token to predict from another of its document; give longer text")
     if found.loss > HIGHEST:
@@ -217,12 +238,12 @@ def _fill(x_bt: Tensor, rows: int, value: int) -> Tensor:
     return F.pad(x_bt, (0, 0, 0, rows - x_bt.shape[0]), value=value)
 
 
-def _sum_moments(x_b: Tensor, y_b: Tensor) -> Tensor:
-    """Sum, over sequences with targets: one, targets x, losses y, x², x·y and y²."""
+def sum_moments(x_b: Tensor, y_b: Tensor) -> Tensor:
+    """Sum, for `estimate_ratio`, over sequences with targets: one, targets x, losses y, x², x·y and y²."""
     return torch.stack([(x_b > 0).double(), x_b, y_b, x_b * x_b, x_b * y_b, y_b * y_b]).sum(dim=1)
 
 
-def _estimate(sums: Tensor) -> HeldOut:
+def estimate_ratio(sums: Tensor) -> HeldOut:
     """Divide summed losses by summed targets, with the ratio estimator's standard error.
 
     Cochran 1977, Sampling Techniques, chapter 6, without the finite-population factor.

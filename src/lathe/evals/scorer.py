@@ -33,7 +33,7 @@ from lathe.model.checkpoint import (
 )
 from lathe.model.decoder import Decoder
 from lathe.model.generate import generate
-from lathe.model.loss import position_losses, read_targets, target_log_probs
+from lathe.model.loss import read_targets, target_log_probs
 from lathe.shape import Shape
 
 if TYPE_CHECKING:
@@ -136,12 +136,9 @@ class DecoderScorer:
             self.decoder.shape, batch=len(batch.trees), slots=slots, dtype=dtype, device=self.device
         )
 
-    @torch.no_grad()
     def losses(self, tokens_bt: Tensor, targets_bt: Tensor, documents_bt: Tensor | None) -> Tensor:
         """Give each position's cross-entropy in nats, [b, t]; 0 where the target is below zero."""
-        x_btd = self.decoder.hidden(tokens_bt, documents_bt=documents_bt)
-        flat = position_losses(x_btd.flatten(0, 1), self.decoder.output_weight, targets_bt.flatten())
-        return flat.view_as(targets_bt)
+        return self.decoder.losses(tokens_bt, targets_bt, documents_bt)
 
     @torch.no_grad()
     def generate(

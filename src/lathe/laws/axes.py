@@ -22,7 +22,7 @@ HELD = ("vocab_size", "tied", "ff_ratio", "kv_ratio", "sharing")
 SCALES = ("params", "tokens", "d_model", "n_layers", "aspect", "tokens_per_param")
 """Axes whose range a prediction may leave, at its peril."""
 BLOCK = "block_ratio"
-"""Weights of a block over d_model²: what ties params to width and depth among the fitted runs."""
+"""Weights of a stored block over d_model²: what ties params to width and depth among the fitted runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,5 +74,5 @@ def axis_values(table: Mapping[str, object]) -> dict[str, Array]:
         copies = 2 - np.asarray(table.get("tied", 0.0), dtype=np.float64)
         embedded = copies * np.asarray(table.get("vocab_size", 0.0), dtype=np.float64) * d
         stored = np.asarray(table.get("non_embedding_params", params - embedded), dtype=np.float64)
-        values[BLOCK] = stored / (n * d**2)
+        values[BLOCK] = stored / (n * values.get("sharing", 1.0) * d**2)
     return {n: np.atleast_1d(v) for n, v in values.items()}

@@ -57,16 +57,30 @@ class Attention(nn.Module):
             self.q_norm, self.k_norm = Norm(width[0], shape), Norm(width[1], shape)
 
     def forward(self, x_btd: Tensor, window: Window, visit: int) -> Tensor:
+        q_bhte, k_bgte, v_bgte = self._read(x_btd, window)
+        if window.cache is not None:
+            k_bgte, v_bgte = window.cache.write(visit, k_bgte, v_bgte, window.slots)
+        mixed_bhte = attend(q_bhte, k_bgte, v_bgte, window.mask)
+        return self.out(mixed_bhte.transpose(1, 2).flatten(2))
+
+    def weights(self, x_btd: Tensor, window: Window) -> Tensor:
+        """Give the weights that each head's queries give to keys, [b, h, t, t] in fp32; what a cache holds has none."""
+        q_bhte, k_bgse, _ = self._read(x_btd, window)
+        b, h, t, e = q_bhte.shape
+        groups = k_bgse.shape[1]
+        q_bgrte = q_bhte.view(b, groups, h // groups, t, e).float() * e**-0.5
+        scores_bhts = (q_bgrte @ k_bgse[:, :, None].float().mT).view(b, h, t, t)
+        seen = window.mask if window.mask is not None else scores_bhts.new_ones(t, t, dtype=torch.bool).tril()
+        return scores_bhts.masked_fill_(~seen, float("-inf")).softmax(-1)
+
+    def _read(self, x_btd: Tensor, window: Window) -> tuple[Tensor, Tensor, Tensor]:
+        """Make queries [b, h, t, e], keys and values [b, g, t, e]."""
         b, t, _ = x_btd.shape
         grouped = self.qkv(x_btd).view(b, t, -1, self.per_group + 2, self.d_head)
         q_btge, k_btge, v_btge = grouped.split((self.per_group, 1, 1), dim=3)
         q_bhte = self._place(q_btge.flatten(2, 3), self.q_norm, window)
         k_bgte = self._place(k_btge.flatten(2, 3), self.k_norm, window)
-        v_bgte = v_btge.flatten(2, 3).transpose(1, 2)
-        if window.cache is not None:
-            k_bgte, v_bgte = window.cache.write(visit, k_bgte, v_bgte, window.slots)
-        mixed_bhte = attend(q_bhte, k_bgte, v_bgte, window.mask)
-        return self.out(mixed_bhte.transpose(1, 2).flatten(2))
+        return q_bhte, k_bgte, v_btge.flatten(2, 3).transpose(1, 2)
 
     def _place(self, x_bthe: Tensor, norm: Norm | None, window: Window) -> Tensor:
         """Normalise queries or keys, put the heads before time, and rotate them to their positions."""

@@ -18,7 +18,7 @@ from lathe.errors import WorkloadError
 from lathe.model.attention import Attention, Window, document_mask, document_positions, rotary_tables
 from lathe.model.cache import KVCache
 from lathe.model.linear import Linear, project
-from lathe.model.loss import Losses, chunked_losses
+from lathe.model.loss import Losses, chunked_losses, position_losses
 from lathe.model.norm import Norm
 from lathe.shape import Shape
 
@@ -126,6 +126,12 @@ class Decoder(nn.Module):
         """
         x_nd = self.hidden(tokens_bt, documents_bt=documents_bt).flatten(0, 1)
         return chunked_losses(x_nd, self.output_weight, targets_bt.flatten(), z_weight=z_weight, chunk=chunk)
+
+    @torch.no_grad()
+    def losses(self, tokens_bt: Tensor, targets_bt: Tensor, documents_bt: Tensor | None = None) -> Tensor:
+        """Give each position's cross-entropy in nats, [b, t] in fp32; 0 where the target is below zero."""
+        x_nd = self.hidden(tokens_bt, documents_bt=documents_bt).flatten(0, 1)
+        return position_losses(x_nd, self.output_weight, targets_bt.flatten()).view_as(targets_bt)
 
     def extend(self, tokens_bt: Tensor, cache: KVCache, *, longest: int | None = None) -> Tensor:
         """Read more tokens after those in the cache: gives their final hidden states and fills the cache.

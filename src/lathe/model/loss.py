@@ -1,4 +1,4 @@
-"""Compute cross-entropy and z-loss over a large vocabulary, a few positions at a time.
+"""Compute cross-entropy, z-loss and the distance to a teacher over a large vocabulary, a few positions at a time.
 
 Axes in names: n positions, d d_model, v vocabulary. A chunk's logits are made, turned into their loss and, where a
 backward pass will come, at once into the gradients of hidden states and head: three matrix products a chunk, as many as
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lathe.model.distil import Lesson
 from lathe.model.linear import multiply, multiply_over_rows
 
 CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 512 * 2**20}
@@ -24,28 +25,37 @@ CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 512 * 2**20}
 class Losses:
     """Hold sums over `count` targets.
 
-    `total` = cross_entropy + z_weight · z can be differentiated; `cross_entropy` (nats) and `z`, the squared
-    log-partition, are to report. Divide by `count` for means.
+    `total` = cross_entropy + z_weight · z can be differentiated; `cross_entropy` (nats), `z`, the squared
+    log-partition, and `divergence` from a teacher (nats, 0 without one) are to report. Divide by `count` for means.
+    With a lesson of weight w and temperature T, `total` = (1 - w) · cross_entropy + z_weight · z + w · T² · divergence.
     """
 
     total: Tensor
     cross_entropy: Tensor
     z: Tensor
+    divergence: Tensor
     count: Tensor
 
 
 def chunked_losses(
-    x_nd: Tensor, weight_vd: Tensor, targets_n: Tensor, *, z_weight: float = 0.0, chunk: int | None = None
+    x_nd: Tensor,
+    weight_vd: Tensor,
+    targets_n: Tensor,
+    *,
+    z_weight: float = 0.0,
+    lesson: Lesson | None = None,
+    chunk: int | None = None,
 ) -> Losses:
     """Sum the losses of predicting targets from hidden states; targets below zero are left out.
 
     `chunk` is how many positions' logits stand at once, as many as fit in CHUNK_BYTES if not given. The softmax and the
-    sums are fp32 whatever the dtype of states and weights. `z_weight` is z-loss's, 1e-4 in OpenLM.
+    sums are fp32 whatever the dtype of states and weights. `z_weight` is z-loss's, 1e-4 in OpenLM; a `lesson` is what a
+    teacher makes of the same positions.
     """
     x_nd, weight_vd = _autocast(x_nd, weight_vd)
-    chunk = chunk or _fit_chunk(weight_vd)
-    total, cross_entropy, z = _ChunkedLosses.apply(x_nd, weight_vd, targets_n, z_weight, chunk)
-    return Losses(total, cross_entropy, z, (targets_n >= 0).sum())
+    chunk = chunk or _fit_chunk(weight_vd, taught=lesson is not None)
+    total, cross_entropy, z, divergence = _ChunkedLosses.apply(x_nd, weight_vd, targets_n, z_weight, lesson, chunk)
+    return Losses(total, cross_entropy, z, divergence, (targets_n >= 0).sum())
 
 
 @torch.no_grad()
@@ -98,13 +108,16 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors)
 
 
-def count_chunk(vocab_size: int, device: str) -> int:
-    """Count the positions whose logits stand at once, where it is not said how many; `device` is torch's type."""
-    return max(1, CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]) // (4 * vocab_size))
+def count_chunk(vocab_size: int, device: str, *, taught: bool = False) -> int:
+    """Count the positions whose logits stand at once, where it is not said how many; `device` is torch's type.
+
+    They are half as many beside a teacher's.
+    """
+    return max(1, CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]) // (4 * vocab_size * (2 if taught else 1)))
 
 
-def _fit_chunk(weight_vd: Tensor) -> int:
-    return count_chunk(weight_vd.shape[0], weight_vd.device.type)
+def _fit_chunk(weight_vd: Tensor, *, taught: bool = False) -> int:
+    return count_chunk(weight_vd.shape[0], weight_vd.device.type, taught=taught)
 
 
 def _read_off(logits_nv: Tensor, log_probs_nv: Tensor, targets_n: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,11 +132,12 @@ class _ChunkedLosses(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_nd: Tensor, weight_vd: Tensor, targets_n: Tensor, z_weight: float, chunk: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx: Any, x_nd: Tensor, weight_vd: Tensor, targets_n: Tensor, z_weight: float, lesson: Lesson | None, chunk: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         learns_x, learns_weight = ctx.needs_input_grad[:2]
+        hard, soft = (1.0, 0.0) if lesson is None else (1 - lesson.weight, lesson.weight * lesson.temperature**2)
         cross_entropy = torch.zeros((), dtype=torch.float32, device=x_nd.device)
-        z = torch.zeros_like(cross_entropy)
+        z, divergence = torch.zeros_like(cross_entropy), torch.zeros_like(cross_entropy)
         grad_x_nd = torch.empty_like(x_nd) if learns_x else None
         grad_weight_vd: Tensor | None = None
         for at in range(0, x_nd.shape[0], chunk):
@@ -135,23 +149,30 @@ class _ChunkedLosses(torch.autograd.Function):
             del logits
             cross_entropy += losses.sum()
             z += (partition.square() * kept_n1[:, 0]).sum()
+            pull = None
+            if lesson is not None:
+                apart, pull = lesson.compare(slice(at, at + chunk), log_probs)
+                divergence += (apart * kept_n1[:, 0]).sum()
             if not (learns_x or learns_weight):
                 continue
-            # d total / d logits = softmax · (1 + 2 · z_weight · partition) - onehot, where there is a target; to leave
-            # the others out, it is narrow hidden states that are masked, not the wide logits
+            # d total / d logits = softmax · (hard + 2 · z_weight · partition) - hard · onehot + soft · pull, where
+            # there is a target; to leave others out, it is narrow hidden states that are masked, not the wide logits
             probs = log_probs.exp_()
-            if z_weight:
-                probs.mul_((1 + 2 * z_weight * partition)[:, None])
-            probs.scatter_add_(1, targets.clamp(min=0)[:, None], torch.full_like(probs[:, :1], -1.0))
+            if z_weight or hard != 1:
+                probs.mul_((hard + 2 * z_weight * partition)[:, None])
+            probs.scatter_add_(1, targets.clamp(min=0)[:, None], torch.full_like(probs[:, :1], -hard))
+            if pull is not None:
+                probs.add_(pull, alpha=soft)
             grad_logits = probs.to(x_nd.dtype)
             if grad_x_nd is not None:
                 torch.mul(multiply(grad_logits, weight_vd.T), kept_n1, out=grad_x_nd[at : at + chunk])
             if learns_weight:
                 grad_weight_vd = _add_product(grad_weight_vd, grad_logits, part * kept_n1)
-            del log_probs, probs, grad_logits
+            del log_probs, probs, pull, grad_logits
         ctx.grads = grad_x_nd, None if grad_weight_vd is None else grad_weight_vd.to(weight_vd.dtype)
-        ctx.mark_non_differentiable(cross_entropy, z)
-        return cross_entropy + z_weight * z, cross_entropy, z
+        ctx.mark_non_differentiable(cross_entropy, z, divergence)
+        total = cross_entropy if lesson is None else hard * cross_entropy + soft * divergence
+        return total + z_weight * z, cross_entropy, z, divergence
 
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -159,7 +180,7 @@ class _ChunkedLosses(torch.autograd.Function):
         grads, ctx.grads = ctx.grads, None
         if grads is None:
             raise RuntimeError("chunked_losses has gradients for one backward pass, and this is another")
-        return (*(None if grad is None else grad.mul_(grad_total) for grad in grads), None, None, None)
+        return (*(None if grad is None else grad.mul_(grad_total) for grad in grads), None, None, None, None)
 
 
 def _add_product(sum_vd: Tensor | None, grad_nv: Tensor, x_nd: Tensor) -> Tensor:

@@ -1,20 +1,25 @@
-"""Say what a study would do, what of it is there already, and what the trainings would take."""
+"""Say what a study would do, what of it is there already, what it lacks, and what the trainings would take."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lathe.data.store import Dataset
+from lathe.errors import BudgetError, DataError, LatheError
 from lathe.sweep.entries import Entry
 from lathe.sweep.grid import load_grid
+from lathe.sweep.inputs import find_missing
 from lathe.sweep.jobs import read_outcome
 from lathe.sweep.kept import read_stage
 from lathe.sweep.layout import RUNS, find_dataset, list_entries, list_stages
 from lathe.sweep.mixing import proxy_document
+from lathe.sweep.stages import check_reach, find_largest
 from lathe.sweep.study import Study
 from lathe.sweep.sweep import make_job
 from lathe.train.estimate import MFU
@@ -22,18 +27,39 @@ from lathe.train.live import format_seconds
 from lathe.train.meter import find_peak
 
 
-def describe_study(study: Study, folder: Path, *, device: str = "cpu") -> list[str]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outline:
+    """Hold what a study would do, a line each, and what of that which it names is not there."""
+
+    lines: tuple[str, ...]
+    missing: tuple[str, ...]
+
+
+def describe_study(study: Study, folder: Path, *, device: str = "cpu") -> Outline:
     """Describe each stage in a line, with FLOPs and time where it trains. Nothing is written.
 
     Time is FLOPs over `MFU` of this machine's peak, shared by the cores or GPUs that the launcher has; models so small
-    that a step is launches take longer.
+    that a step is launches take longer. Raises BudgetError for a plan that goes too far beyond the grid.
     """
     study = study.settled()
+    missing = tuple(find_missing(study))
     lines = [f"study {study.name}, in {folder}"]
     for name in list_stages(study):
         stage = read_stage(folder, name)
         state = "to do" if stage is None else f"made before, in {format_seconds(stage.cost.seconds)}"
         lines.append(f"  {name:<9} {state}")
+    try:
+        lines += _describe_trainings(study, folder, device)
+    except LatheError as error:
+        if not missing or isinstance(error, BudgetError):
+            raise
+        lines.append("what trainings take cannot be told without what is missing")
+    return Outline(lines=tuple(lines), missing=missing)
+
+
+def _describe_trainings(study: Study, folder: Path, device: str) -> list[str]:
+    """Say which trainings there are and what they take. Raises LatheError where it cannot be known."""
+    lines = []
     flops = planned = 6.0 * study.plan.params * study.plan.tokens * study.plan.top
     if study.mixture is not None and read_stage(folder, "mixture") is None:
         document = _with_vocabulary(study, proxy_document(study, study.mixture))
@@ -45,6 +71,7 @@ def describe_study(study: Study, folder: Path, *, device: str = "cpu") -> list[s
         lines.append("no sweep: the law is from elsewhere")
     else:
         entries, done = _list_sweep(study, folder)
+        check_reach(study.plan, find_largest(entries))
         left = sum(entry.flops for entry in entries if entry not in done)
         flops += left
         runs = sum(len(entry.recipes) for entry in entries)
@@ -70,13 +97,19 @@ def _list_sweep(study: Study, folder: Path) -> tuple[Sequence[Entry], list[Entry
 
 
 def _with_vocabulary(study: Study, document: dict[str, Any]) -> dict[str, Any]:
-    """Add to a grid what its data, which are not made yet, would say; and leave them out."""
+    """Add to a grid what its data, which are not made yet, would say; and leave them out.
+
+    Of a dataset that is not there nothing is added: shapes may say their vocabulary themselves.
+    """
     given = study.text.dataset if study.text else next(iter(study.mixture.sources.values())) if study.mixture else None
-    vocab_size = study.text.vocab_size if study.text and given is None else Dataset(str(given)).manifest.vocab_size
+    known: dict[str, Any] = {}
+    with suppress(DataError):
+        named = study.text.vocab_size if study.text and given is None else Dataset(str(given)).manifest.vocab_size
+        known["vocab_size"] = named
     base = {key: value for key, value in document.get("base", {}).items() if not key.startswith("data")}
     shape = document.get("shape", {})
     return {
         **document,
         "base": base,
-        "shape": {"vocab_size": vocab_size, **shape} if isinstance(shape, dict) else shape,
+        "shape": {**known, **shape} if isinstance(shape, dict) else shape,
     }

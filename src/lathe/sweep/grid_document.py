@@ -85,7 +85,7 @@ def _place(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
             return {name: lasting(one) for name, one in path.items()}
         return os.path.abspath(folder / path) if isinstance(path, str) else path
 
-    paths = {"data.train", "data.validation", "init.checkpoint"}
+    paths = {"data.train", "data.validation", "init.checkpoint", "distil.teacher"}
     if str(settings.get("init.base", "")).endswith(FILES):
         paths.add("init.base")
     return {key: lasting(value) if key in paths else value for key, value in settings.items()}

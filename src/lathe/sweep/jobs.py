@@ -94,12 +94,13 @@ def train_job(job: Job) -> str | None:
 
     A job that was trained in part goes on. Raises Stopped where a signal asked it to save and end.
     """
-    from lathe.train.loop import train  # heavy; forked workers have it already
+    from lathe.train.loop import is_main, train  # heavy; forked workers have it already
 
     job.log.parent.mkdir(parents=True, exist_ok=True)
     with open(job.log, "a", encoding="utf-8", buffering=1) as log, redirect_stdout(log), redirect_stderr(log):
         try:
-            _wait_until_free(job.folder)
+            if is_main():  # which is who holds a folder: other ranks would wait for their own
+                _wait_until_free(job.folder)
             train(job.recipe, job.execution, report=print)
         except Stopped as stopped:
             print(f"{ERROR}{stopped}", file=sys.stderr)

@@ -31,6 +31,7 @@ class Made:
     """Hold what a stage gives: a result that others read, and the files it wrote, relative to the study's folder.
 
     `shared` are files that later stages write to as well. Without `keep` the stage is made again the next time.
+    `before_s` is what earlier calls had spent on what is in it.
     """
 
     result: dict[str, Any]
@@ -38,6 +39,7 @@ class Made:
     shared: tuple[str, ...] = ()
     flops: float = 0.0
     runs: int = 0
+    before_s: float = 0.0
     keep: bool = True
 
 
@@ -74,7 +76,8 @@ class Kept:
             self.report(f"{name} …")
             started = time.perf_counter()
             made = make()
-            cost = Cost(seconds=time.perf_counter() - started, flops=made.flops, runs=made.runs)
+            seconds = time.perf_counter() - started + made.before_s
+            cost = Cost(seconds=seconds, flops=made.flops, runs=made.runs)
             sizes = dict.fromkeys(made.shared) | {file: (self.folder / file).stat().st_size for file in made.files}
             stage = Stage(name=name, key=key, result=made.result, sizes=sizes, cost=cost)
             (self.folder / STAGES).mkdir(exist_ok=True)

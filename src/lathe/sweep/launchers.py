@@ -8,10 +8,11 @@ import typing
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from lathe import codec
-from lathe.errors import CodecError, StudyError, nearest
+from lathe.errors import EXTRAS, CodecError, MissingExtraError, StudyError, nearest
 from lathe.sweep.jobs import Launcher
 from lathe.train.settings import fit_value
 
@@ -21,6 +22,8 @@ LAUNCHERS: dict[str, tuple[str, str]] = {
     "ray": ("lathe.sweep.ray_tasks", "Ray"),
 }
 """name → module and class: a frozen dataclass with a `launch`; modules load when they are asked for."""
+NEEDS = {"slurm": "submitit", "ray": "ray"}
+"""name → the package without which it launches nothing."""
 
 
 def make_launcher(name: str, settings: Mapping[str, Any] | None = None) -> Launcher:
@@ -39,6 +42,13 @@ def make_launcher(name: str, settings: Mapping[str, Any] | None = None) -> Launc
     except CodecError as error:
         fields = ", ".join(field.name for field in dataclasses.fields(wanted))
         raise CodecError(f"{error} (it has {fields})") from error
+
+
+def check_launcher(name: str) -> None:
+    """Refuse a launcher whose packages are not installed. Raises MissingExtraError."""
+    package = NEEDS.get(name)
+    if package is not None and find_spec(package) is None:
+        raise MissingExtraError(f"launching on {name.capitalize()}", extra=EXTRAS[package])
 
 
 def _read(kind: Any, value: Any) -> Any:

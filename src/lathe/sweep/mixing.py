@@ -78,7 +78,8 @@ def make_mixture(study: Study, mixing: Mixing, folder: Path, train: Train) -> Ma
             "reference": best.reference, "spearman": law.spearman, "level": best.level,
             "warnings": list(law.warnings), "failures": trained.result["failures"],
         },
-        files=(MIXTURE, TABLE, *trained.files), flops=trained.flops, runs=trained.runs, keep=trained.keep,
+        files=(MIXTURE, TABLE, *trained.files), flops=trained.flops, runs=trained.runs, before_s=trained.before_s,
+        keep=trained.keep,
     )  # fmt: skip
 
 

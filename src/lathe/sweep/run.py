@@ -26,6 +26,7 @@ from lathe.presets.devices import load_device
 from lathe.studies import Candidate, StudyResult
 from lathe.sweep.candidates import evaluate_candidates, make_recipes, measure_candidates, write_sample
 from lathe.sweep.entries import Entry
+from lathe.sweep.inputs import check_questions, questions_content
 from lathe.sweep.kept import Kept, Made, Reached, hash_words
 from lathe.sweep.launchers import make_launcher
 from lathe.sweep.layout import CANDIDATES, RESULT, RUNS, STUDY, list_entries, list_stages
@@ -37,7 +38,9 @@ from lathe.sweep.stages import (
     LAW,
     MEASUREMENTS,
     PLAN,
+    check_reach,
     check_target,
+    find_largest,
     hash_named,
     load_plan,
     make_choices,
@@ -49,6 +52,8 @@ from lathe.sweep.stages import (
 )
 from lathe.sweep.study import Study
 from lathe.sweep.sweep import ID_DIGITS, QUIET, sweep
+from lathe.sweep.unseen import describe_unseen
+from lathe.sweep.verdict import choose, is_within
 from lathe.train.execution import Execution
 from lathe.train.folder import RUN, hold_folder
 from lathe.train.settings import fit_value
@@ -70,13 +75,18 @@ def run_study(
     Raises:
         Reached: the last stage that was asked for is done.
         StudyError: nothing could be trained, or the folder holds another kind of thing.
+        EvaluationError: the study's tasks have no items where it says.
         NothingFits: nothing fits the budget; the plan with the nearest shape is in the folder.
         Stopped: a signal asked to end; what there is, is kept.
     """
     folder, study = Path(folder), study.settled()
-    if until is not None and until not in (stages := list_stages(study)):
+    stages = list_stages(study)
+    if until is not None and until not in stages:
         raise StudyError(f"there is no stage {until!r} in this study; its stages are {', '.join(stages)}")
     check_target(study.device, study.workload)
+    asks = until is None or stages.index(until) >= stages.index("evaluate")
+    if asks and (study.text or study.mixture):
+        check_questions(study.evaluate)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -106,6 +116,8 @@ class _Runner:
         study, folder, kept = self.study, self.folder, self.kept
         dataset = self._make_text()
         entries = list_entries(study, folder, dataset)
+        largest = find_largest(entries)
+        check_reach(study.plan, largest)  # before the sweep, which is what costs
         table: str | Path = study.law.runs or folder / RUNS / "runs.jsonl"
         if entries:
             asked = [[recipe.id for recipe in entry.recipes] for entry in entries]
@@ -118,14 +130,13 @@ class _Runner:
             after=("sweep",) if entries else (),
         )  # fmt: skip
         law = Law.load(folder / LAW)
-        self.notes += law.warnings
+        self.notes += [*law.warnings, *describe_unseen(law)]
         shapes = [entry.recipe.shape for entry in entries]
         kept(
             "device", lambda: make_device(study.device, study.workload, shapes, folder, self.report),
             asked=[study.device, study.workload, shapes if study.device.here else [], hash_named(study.device.file)],
         )  # fmt: skip
         device = load_device(folder / DEVICE)
-        largest = max((6.0 * r.shape.params * r.tokens for e in entries for r in e.recipes), default=None)
         planned = kept(
             "plan", lambda: make_choices(study, law, device, folder, largest_flops=largest),
             asked=[study.plan, study.workload, study.device.engine, study.law.level], after=("law", "device"),
@@ -147,7 +158,7 @@ class _Runner:
             candidates = [dataclasses.replace(c, **measured[c.recipe_id]) for c in candidates]
         scores = kept(
             "evaluate", lambda: evaluate_candidates(study, candidates, folder, dataset, self.report),
-            asked=[study.evaluate, study.seed, [c.recipe_id for c in candidates]], after=("train",),
+            asked=[questions_content(study.evaluate), study.seed, [c.recipe_id for c in candidates]], after=("train",),
         )  # fmt: skip
         candidates = [dataclasses.replace(c, **scores[c.recipe_id]) for c in candidates]
         return self._conclude(candidates, planned["budget_s"], dataset)
@@ -188,6 +199,7 @@ class _Runner:
             files=(str(found.table.relative_to(self.folder)),),
             flops=sum(entry.flops for entry in entries),
             runs=len(found.runs),
+            before_s=found.before_s,
             keep=not found.failures,
         )  # fmt: skip
 
@@ -230,8 +242,8 @@ class _Runner:
     def _conclude(self, candidates: Sequence[Candidate], budget_s: float | None, dataset: str | None) -> StudyResult:
         """Choose the candidate of lowest loss that is quick enough, and write down all that was found."""
         study, folder = self.study, self.folder
-        candidates = [dataclasses.replace(c, within_budget=_is_within(c, budget_s)) for c in candidates]
-        chosen, reason = _choose(candidates, budget_s)
+        candidates = [dataclasses.replace(c, within_budget=is_within(c, budget_s)) for c in candidates]
+        chosen, reason = choose(candidates, budget_s)
         exported, sample, prompt = None, "", ""
         if chosen is not None and dataset is not None:
             made = self.kept(
@@ -277,25 +289,3 @@ def reason_of(plan: Any) -> str:
 def _read_number(value: float | None) -> float | None:
     """Take a table's gap for what it is."""
     return None if value is None or math.isnan(value) else float(value)
-
-
-def _is_within(candidate: Candidate, budget_s: float | None) -> bool:
-    if budget_s is None:
-        return True
-    return (candidate.predicted_s if candidate.measured_s is None else candidate.measured_s) <= budget_s
-
-
-def _choose(candidates: Sequence[Candidate], budget_s: float | None) -> tuple[Candidate | None, str]:
-    """Take the lowest true loss among those within the budget; of none, say which was nearest."""
-    within = [c for c in candidates if c.within_budget]
-    if within:
-        best = min(within, key=lambda c: c.true_loss)
-        how = "as measured" if best.measured_s is not None else "as predicted"
-        limit = "" if budget_s is None else f" of the {len(within)} within {budget_s * 1e3:.4g} ms {how}"
-        return best, f"lowest held-out loss{limit}"
-    if not candidates:
-        return None, "no shape of the plan fits the budget"
-    fastest = min(candidates, key=lambda c: c.measured_s or c.predicted_s)
-    seconds = fastest.measured_s or fastest.predicted_s
-    over = "" if budget_s is None else f", {seconds / budget_s - 1:.0%} over the budget of {budget_s * 1e3:.4g} ms"
-    return None, f"none was quick enough; the nearest is {fastest.name}{over}"

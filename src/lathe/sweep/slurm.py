@@ -10,14 +10,12 @@ jobs, queued or running, and waits for them.
 
 from __future__ import annotations
 
-import getpass
 import math
-import os
 import secrets
 import shutil
-import subprocess
+import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -25,11 +23,10 @@ from typing import Any, Literal
 from lathe import codec
 from lathe.errors import MissingExtraError, StudyError
 from lathe.sweep.jobs import Job, Outcome, Watch, conclude
+from lathe.sweep.slurm_cluster import CLUSTERS, POLL_S
 from lathe.sweep.slurm_worker import Training
 
 FOLDER, BATCH = "slurm", "batch.json"
-POLL_S = 1.0
-"""Between looks at files; Slurm itself is asked every `ask_s`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +107,11 @@ class Slurm:
         new = [job for name, job in left.items() if name not in tasks]
         for begin in range(0, len(new), self.most):
             tasks |= _submit(new[begin : begin + self.most], place, self)
-        yield from _follow(left, tasks, self, watch)
+        try:
+            yield from _follow(left, tasks, self, watch)
+        finally:
+            if left:
+                _say_left([tasks[name] for name in left], self.cluster)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +150,15 @@ def _follow(left: dict[str, Job], tasks: dict[str, Any], settings: Slurm, watch:
             watch([job for name, job in left.items() if name in begun])
         if left:
             time.sleep(min(POLL_S, settings.ask_s))
+
+
+def _say_left(tasks: Sequence[Any], kind: str) -> None:
+    """Say which jobs a sweep leaves to the cluster as it ends before them, and how to cancel them."""
+    ids = " ".join(dict.fromkeys(task.job_id.partition("_")[0] for task in tasks))
+    what = f"{len(tasks)} job{'s stay' if len(tasks) > 1 else ' stays'} with the cluster, queued or running"
+    print(
+        f"note: {what}: the same command finds them, and `{CLUSTERS[kind].end} {ids}` cancels them", file=sys.stderr
+    )  # fmt: skip
 
 
 def _find_error(task: Any) -> str | None:
@@ -229,60 +239,6 @@ def _find_submitted(place: Path, kind: str) -> dict[str, Any]:
             raise StudyError(f"squeue does not answer, and jobs of {path.parent} may be running; try again")
         found |= {name: task for name, task in waiting.items() if task.job_id in present}
     return found
-
-
-def _find_queued(tasks: Sequence[Any]) -> set[str] | None:
-    """Give the ids of all jobs of this user's that are queued or run; None if Slurm does not answer."""
-    said = _ask("squeue", "--noheader", "--array", "--format=%i", f"--user={getpass.getuser()}")
-    return None if said is None else set(said.split())
-
-
-def _find_alive(tasks: Sequence[Any]) -> set[str]:
-    """Give the ids of tasks whose processes on this machine live."""
-    alive = set()
-    for task in tasks:
-        task.done()  # takes note of the end of a child of this process, whose id would else stay
-        try:
-            os.kill(int(task.job_id), 0)
-        except OSError:
-            continue
-        alive.add(task.job_id)
-    return alive
-
-
-def _cancel_named(name: str) -> None:
-    """Cancel all jobs of a name, and wait until they are gone. Raises StudyError."""
-    if _ask("scancel", f"--name={name}", f"--user={getpass.getuser()}") is None:
-        raise StudyError(f"scancel does not answer, and jobs called {name} may be running; try again")
-    while _ask("squeue", "--noheader", f"--name={name}", "--format=%i", f"--user={getpass.getuser()}") != "":
-        time.sleep(POLL_S)
-
-
-def _leave(name: str) -> None:
-    """Leave local processes nobody knows of: a job waits for the folder that one of them holds."""
-
-
-def _ask(*command: str) -> str | None:
-    """Run a command of Slurm's; gives what it says, None if it fails."""
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cluster:
-    """Hold how to deal with a kind of cluster: submitit's name for its jobs, and two questions."""
-
-    job: str
-    find_present: Callable[[Sequence[Any]], set[str] | None]
-    cancel: Callable[[str], None]
-
-
-CLUSTERS = {
-    "slurm": Cluster(job="SlurmJob", find_present=_find_queued, cancel=_cancel_named),
-    "local": Cluster(job="LocalJob", find_present=_find_alive, cancel=_leave),
-}
 
 
 def _import_submitit() -> Any:

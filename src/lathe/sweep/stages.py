@@ -33,6 +33,7 @@ from lathe.presets.shapes import load_shape
 from lathe.recipe import Data
 from lathe.runs import Run
 from lathe.shape import Shape, count_params
+from lathe.sweep.entries import Entry
 from lathe.sweep.kept import Made, hash_words
 from lathe.sweep.study import MEDIAN, Fitting, Planning, Study, Target, Text
 from lathe.train.content import hash_data
@@ -207,9 +208,16 @@ def find_budget(planning: Planning, space: Space, device: Device, workload: Work
     return Budget(total_s=total_s, **given)
 
 
-def make_choices(study: Study, law: Law, device: Device, folder: Path, *, largest_flops: float | None) -> Made:
-    """Plan the shapes to train. Raises BudgetError, also for more extrapolation than the study allows."""
-    planning, engine = study.plan, PREDICTED_AS.get(study.device.engine, study.device.engine)
+def find_largest(entries: Sequence[Entry]) -> float | None:
+    """Give the FLOPs of the largest run, as budgets count them: 6 · params · tokens; None of no runs."""
+    return max((6.0 * recipe.shape.params * recipe.tokens for e in entries for recipe in e.recipes), default=None)
+
+
+def check_reach(planning: Planning, largest_flops: float | None) -> None:
+    """Refuse a plan that asks more of the law than the study allows, where it is known what it is fitted to.
+
+    Raises BudgetError.
+    """
     asked = 6 * planning.params * planning.tokens
     if planning.most_flops is not None and largest_flops is not None and asked > planning.most_flops * largest_flops:
         raise BudgetError(
@@ -217,6 +225,12 @@ def make_choices(study: Study, law: Law, device: Device, folder: Path, *, larges
             f"({largest_flops:.3g}), and most_flops is {planning.most_flops:g}; plan fewer params or tokens, or train "
             "larger runs"
         )
+
+
+def make_choices(study: Study, law: Law, device: Device, folder: Path, *, largest_flops: float | None) -> Made:
+    """Plan the shapes to train. Raises BudgetError, also for more extrapolation than the study allows."""
+    planning, engine = study.plan, PREDICTED_AS.get(study.device.engine, study.device.engine)
+    check_reach(planning, largest_flops)
     space = make_space(planning, law)
     budget = find_budget(planning, space, device, study.workload, engine=engine)
     found = make_plan(

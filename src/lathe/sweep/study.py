@@ -6,7 +6,6 @@ A study is a TOML file, `examples/` has several. Its tables are the words below;
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,23 +14,13 @@ from typing import Any, Literal
 from lathe import codec, documents
 from lathe.errors import StudyError, nearest
 from lathe.laws.importers import MEAN
+from lathe.sweep.study_paths import place_paths
 from lathe.workload import Workload
 
 KIND = "study"
 STUDIES = Path(__file__).parents[1] / "presets" / "studies"
 MEDIAN = "median"
 VALIDATION = "data.validation"
-_TRAINING = ("data", "init.checkpoint", "init.base")
-PATHS = {
-    "text": ("dataset", "tokenizer", "inputs"),
-    "mixture": ("sources",),
-    "law": ("runs", "file"),
-    "grid": ("shape", "shapes", *(f"base.{key}" for key in _TRAINING)),
-    "device": ("file",),
-    "evaluate": ("folder", "catalogue", "losses"),
-    "training": _TRAINING,
-}
-"""Keys that hold paths, by table."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,32 +256,4 @@ def load_study(given: str | Path) -> Study:
             known = [p.stem for p in STUDIES.glob("*.toml")]
             raise StudyError(f"there is no study {str(given)!r}{nearest(str(given), known)} (a file ends in .toml)")
     body = codec.untag(documents.read_document(path), kind=KIND, source=str(path), required=False)
-    return codec.decode(Study, _place(body, path.parent), source=str(path))
-
-
-def _place(body: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Read paths as relative to the file, so that a study can be run from anywhere."""
-    found = dict(body)
-    for table, keys in PATHS.items():
-        for key in keys:
-            found = _place_key(found, f"{table}.{key}", folder)
-    return found
-
-
-def _place_key(table: dict[str, Any], key: str, folder: Path) -> dict[str, Any]:
-    """Make the paths under a dotted key absolute; a key that is not there is left out."""
-    head, _, rest = key.partition(".")
-    if not isinstance(table, dict) or head not in table:
-        return table
-    return {**table, head: _place_key(table[head], rest, folder) if rest else _lasting(table[head], folder)}
-
-
-def _lasting(value: Any, folder: Path) -> Any:
-    """Make a path absolute where there is such a file; a preset's name stays as it is."""
-    if isinstance(value, list):
-        return [_lasting(one, folder) for one in value]
-    if isinstance(value, dict):
-        return {key: _lasting(one, folder) for key, one in value.items()}
-    if isinstance(value, str) and (folder / value).exists():
-        return os.path.abspath(folder / value)
-    return value
+    return codec.decode(Study, place_paths(body, path.parent), source=str(path))

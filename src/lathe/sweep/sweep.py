@@ -46,7 +46,7 @@ class Failure:
 class SweepResult:
     """Hold what a sweep gave: the runs in the order of its entries, branches first, and the table they are in.
 
-    `skipped` counts the entries that were trained before.
+    `skipped` counts the entries that were trained before, and `before_s` is what those took, one after another.
     """
 
     runs: tuple[Run, ...]
@@ -54,6 +54,7 @@ class SweepResult:
     skipped: int
     table: Path
     seconds: float
+    before_s: float = 0.0
 
 
 def sweep(
@@ -88,6 +89,7 @@ def sweep(
         state = _State(table=folder / TABLE, jobs=jobs, report=report)
         pending = [job for job in jobs if not state.is_settled(job)]
         skipped = len(state.runs)
+        before_s = sum(_took(entry, state.runs.get(job.name)) for entry, job in zip(order, jobs, strict=True))
         if skipped:
             report(f"{skipped} of {len(jobs)} are trained already")
         with Signals() as signals, LiveTable(order, show=live) as table:
@@ -98,7 +100,9 @@ def sweep(
             write_table(state.table, runs)
         failures = tuple(state.failures[job.name] for job in _in_order(entries, jobs) if job.name in state.failures)
     seconds = time.monotonic() - started
-    return SweepResult(runs=tuple(runs), failures=failures, skipped=skipped, table=state.table, seconds=seconds)
+    return SweepResult(
+        runs=tuple(runs), failures=failures, skipped=skipped, table=state.table, seconds=seconds, before_s=before_s
+    )  # fmt: skip
 
 
 @dataclass(slots=True, kw_only=True)
@@ -169,6 +173,13 @@ def make_job(entry: Entry, folder: Path, execution: Execution | None) -> Job:
     shared = execution or Execution(out=str(out), log_every=QUIET)
     own = replace(shared, out=str(out), runs=str(out / TABLE), name=None, branch_at=entry.branch_at)
     return Job(name=entry.name, recipe=entry.recipe, execution=own)
+
+
+def _took(entry: Entry, runs: tuple[Run, ...] | None) -> float:
+    """Say how long an entry's training took, branches included; 0 where that is not known."""
+    if not runs or runs[-1].seconds is None:
+        return 0.0
+    return runs[-1].seconds * entry.steps / entry.recipe.steps  # a branch's own seconds count its trunk's, too
 
 
 def _in_order(entries: Sequence[Entry], jobs: Sequence[Job]) -> list[Job]:

@@ -22,17 +22,17 @@ class Direct:
         self.objective, self.wrapped, self.micro_batch = objective, wrapped, micro_batch
 
     def accumulate(self, tokens_bt: Tensor, targets_bt: Tensor, documents_bt: Tensor | None, scale: float) -> Tensor:
-        """Add the gradients of scale · total loss; gives the sums of total, cross-entropy and z."""
+        """Add the gradients of scale · total loss; gives the sums of total, cross-entropy, z and divergence."""
         starts = range(0, tokens_bt.shape[0], self.micro_batch)
-        sums = torch.zeros(3, device=tokens_bt.device)
+        sums = torch.zeros(4, device=tokens_bt.device)
         for at in starts:
             rows = slice(at, at + self.micro_batch)
             with self._talk(last=at == starts[-1]):
-                sums_13 = self.wrapped(
+                sums_14 = self.wrapped(
                     tokens_bt[rows], targets_bt[rows], None if documents_bt is None else documents_bt[rows]
                 )
-                (sums_13[0, 0] * scale).backward()
-            sums += sums_13[0].detach()
+                (sums_14[0, 0] * scale).backward()
+            sums += sums_14[0].detach()
         return sums
 
     def losses(self, tokens_bt: Tensor, targets_bt: Tensor, documents_bt: Tensor | None) -> Tensor:

@@ -28,6 +28,7 @@ from lathe.train.execution import Execution
 from lathe.train.mesh import Mesh, count_share, is_sharded, open_mesh
 from lathe.train.objective import Objective
 from lathe.train.pipeline import Pipeline, keep_stage
+from lathe.train.teacher import check_axes, open_teacher
 from lathe.train.tensor import slice_matrices, sum_partial
 
 WEIGHT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "bf16-mixed": torch.float32}
@@ -40,13 +41,14 @@ class Sums:
 
     cross_entropy: Tensor
     z: Tensor
+    divergence: Tensor
 
 
 class Layout(Protocol):
     """Carry micro-batches through the weights."""
 
     def accumulate(self, tokens_bt: Tensor, targets_bt: Tensor, documents_bt: Tensor | None, scale: float) -> Tensor:
-        """Add the gradients of scale · total loss; gives the sums of total, cross-entropy and z."""
+        """Add the gradients of scale · total loss; gives the sums of total, cross-entropy, z and divergence."""
         ...
 
     def losses(self, tokens_bt: Tensor, targets_bt: Tensor, documents_bt: Tensor | None) -> Tensor:
@@ -77,7 +79,7 @@ class Engine:
         sums = self.layout.accumulate(*self._place(tokens_bt, targets_bt, documents_bt), self.mesh.data_world / count)
         if self.mesh.sizes["tp"] > 1:
             sum_partial(self.module)
-        return Sums(cross_entropy=sums[1], z=sums[2])
+        return Sums(cross_entropy=sums[1], z=sums[2], divergence=sums[3])
 
     @torch.no_grad()
     def losses(self, tokens_bt: Tensor, targets_bt: Tensor, documents_bt: Tensor | None = None) -> Tensor:
@@ -173,7 +175,7 @@ def open_engine(
     """Lay a recipe's decoder out over the processes that there are, and fill it with weights.
 
     `weights` are whole, by name, and the same on every process. Raises RecipeError for a batch, mesh or shape that
-    cannot be laid out so, DeviceError for a device or dtype there is not.
+    cannot be laid out so, DeviceError for a device or dtype there is not or a teacher that does not fit.
     """
     mesh = mesh or open_mesh(execution)
     try:
@@ -188,9 +190,11 @@ def _open_engine(recipe: Recipe, execution: Execution, weights: Iterable[tuple[s
     check_dtype("bf16" if "bf16" in recipe.dtype else "fp32", mesh.device)
     sharded = is_sharded(execution, mesh.sizes)
     mixed = recipe.dtype == "bf16-mixed"
+    check_axes(recipe, mesh.sizes)
+    teacher = open_teacher(recipe, mesh.device)
     decoder = _cut(recipe, execution, mesh)
     autocast = mesh.device if mixed and not sharded else None
-    objective = Objective(decoder, z_weight=recipe.z_loss, autocast=autocast, last=mesh.last_stage)
+    objective = Objective(decoder, z_weight=recipe.z_loss, autocast=autocast, last=mesh.last_stage, teacher=teacher)
     if sharded:
         _shard(objective, mesh, mixed=mixed, offload=execution.offload)
     _fill(decoder, weights, torch.device("cpu") if execution.offload else mesh.device)

@@ -24,6 +24,7 @@ from lathe.train.mesh import ORDER, Mesh, choose_device, count_axes, count_share
 from lathe.train.meter import METRICS, Peak, find_peak
 from lathe.train.pipeline import stage_blocks
 from lathe.train.schedule import decay_start
+from lathe.train.teacher import active_teacher, check_axes, check_teacher, teacher_flops
 from lathe.train.tensor import check_slices
 
 MFU = {"cpu": 0.6, "gpu": 0.4}
@@ -39,8 +40,9 @@ class Estimate:
     """Hold what a training will take.
 
     `memory` and `host` are bytes of a process, the one that needs the most, on its device and beside it; they are those
-    of the worst moment. `flops` leave out what is recomputed. `state_bytes` are a trainer state's on disk, of which
-    `states_kept` stay; `files` are the rest, by name. `branch_steps` are those of all WSD branches together.
+    of the worst moment. `flops` have a teacher's in them, and leave out what is recomputed. `state_bytes` are a
+    trainer state's on disk, of which `states_kept` stay; `files` are the rest, by name. `branch_steps` are those of all
+    WSD branches together.
     """
 
     recipe: Recipe
@@ -114,6 +116,7 @@ def estimate(
     branch_steps = sum(branch.steps - decay_start(branch) for branch in branches)
     steps = recipe.steps + branch_steps
     step_flops = recipe.shape.train_flops(recipe.batch_tokens, recipe.seq_len)
+    step_flops += recipe.batch_tokens * teacher_flops(recipe)
     name, peak, device_bytes = _device(recipe, execution, device)
     devices = layout.world if gpu or device is not None else 1  # processes on this CPU share it
     mfu = mfu or MFU["gpu" if gpu else "cpu"]
@@ -130,6 +133,7 @@ def estimate(
 def lay_out(recipe: Recipe, execution: Execution, *, world: int, gpu: bool) -> Layout:
     """Lay a step out as training will. Raises RecipeError for a mesh, a batch or a shape that does not split so."""
     sizes = count_axes(execution, prod((execution.mesh or {}).values()) if world == 1 else world)
+    check_axes(recipe, sizes)
     if sizes["pp"] > 1:
         stage_blocks(recipe.shape, sizes["pp"])
     if sizes["tp"] > 1:
@@ -167,7 +171,8 @@ def _recomputed(recipe: Recipe, execution: Execution) -> float:
 
 def _memory(recipe: Recipe, execution: Execution, layout: Layout) -> tuple[dict[str, float], dict[str, float], float]:
     """Size a process's parts on the device and beside it, and a trainer state on disk."""
-    parts = footprint(recipe, execution, layout)
+    teacher = None if active_teacher(recipe) is None else check_teacher(recipe)
+    parts = footprint(recipe, execution, layout, teacher=teacher)
     alone = Layout(sizes=dict.fromkeys(ORDER, 1), micro_batch=1, micro_batches=1, sharded=False, gpu=layout.gpu)
     whole = footprint(recipe, execution, alone)
     state_bytes = sum(whole[name] for name in ON_HOST)

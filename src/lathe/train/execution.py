@@ -39,6 +39,8 @@ class Execution:
         evaluate_tokens: how many tokens of each validation set count in between; the last evaluation reads all. None:
             always all.
         evaluate_sequences: sequences evaluated at once; as many as are trained at once if None.
+        analyse_every: steps between analyses of the layers on held-out text, which metrics.jsonl keeps (see `lathe
+            analyse`); never if None. The decoder must be whole on each process.
         log_every: steps between lines of the terminal and of trackers; metrics.jsonl has every step.
         trackers: which of TRACKERS also get the metrics.
         on_spike: at a loss far above those before, or one that is no number: stop, leave the batch out (skip), or go
@@ -66,6 +68,7 @@ class Execution:
     evaluate_every: int | None = None
     evaluate_tokens: int | None = None
     evaluate_sequences: int | None = None
+    analyse_every: int | None = None
     log_every: int = 10
     trackers: tuple[str, ...] = ()
     on_spike: Literal["stop", "skip", "rewind"] = "stop"
@@ -77,7 +80,7 @@ class Execution:
     def __post_init__(self) -> None:
         counts = (
             "micro_batch", "recompute_every", "threads", "save_every", "keep_last", "keep_every", "evaluate_every",
-            "evaluate_tokens", "evaluate_sequences", "log_every", "spike_window", "most_spikes",
+            "evaluate_tokens", "evaluate_sequences", "analyse_every", "log_every", "spike_window", "most_spikes",
         )  # fmt: skip
         for name in counts:
             if (value := getattr(self, name)) is not None and value < 1:

@@ -31,7 +31,7 @@ BRANCHES = "branches"
 """The folder, in a trunk's, of the runs that branched off it."""
 MADE = (RUN, METRICS, WEIGHTS, SHAPE, CHECKPOINTS)
 """What a training makes and `clear` takes away; the newest first, so that a clearing cut short is no finished run."""
-PLACES = ("data.train", "data.validation.", "init.checkpoint")
+PLACES = ("data.train", "data.validation.", "init.checkpoint", "distil.teacher")
 """Keys of a recipe that say where something lies."""
 STRAY = re.compile(r"\.(lock|part|nfs.*|DS_Store|.+\.json\..+)")
 """Names that make no folder somebody's: locks, and what killed processes and systems leave."""

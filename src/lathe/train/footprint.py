@@ -1,9 +1,11 @@
 """Predict the memory that one process needs to train, by part, at the moment when it needs the most.
 
 A step has four such moments: when the last chunk's logits stand on top of all activations, when the backward pass
-begins, when it has just begun with the last block, and when it ends at the embedding, with all gradients made. What
-autograd keeps of a block was listed tensor by tensor (torch 2.13), for the CPU's kernels and, from their documentation,
-for the GPU's; products' own workspaces, the allocator's rounding and the libraries themselves are left out.
+begins, when it has just begun with the last block, and when it ends at the embedding, with all gradients made; with a
+teacher there is a fifth, when that reads. What autograd keeps of a block was listed tensor by tensor (torch 2.13), for
+the CPU's kernels and, from their documentation, for the GPU's; products' own workspaces, the allocator's rounding and
+the libraries themselves are left out. So are the fp32 copies, of a block and the head, of a teacher on a CPU without
+bf16 instructions.
 
 Letters: n tokens of a micro-batch, d d_model, q and k the widths of all query and key heads, f d_ff, v vocabulary.
 """
@@ -20,9 +22,11 @@ from lathe.recipe import Recipe
 from lathe.shape import MLP_MATRICES, Shape
 from lathe.train.execution import Execution
 
+TEACHER = 2.0
+"""Bytes of a teacher's numbers, which are bf16."""
 GATHERED_BLOCKS = 2
 """Blocks that FSDP holds whole at once: the one in use, and the next."""
-PARTS = ("weights", "gradients", "optimiser", "moving average", "gathered", "activations", "logits")
+PARTS = ("weights", "gradients", "optimiser", "moving average", "teacher", "gathered", "activations", "logits")
 Parts = dict[str, float]
 
 
@@ -66,9 +70,9 @@ class Stage(NamedTuple):
     in_flight: int
 
 
-def footprint(recipe: Recipe, execution: Execution, layout: Layout) -> Parts:
-    """Give the bytes of each part for the process that needs the most."""
-    stages = [_peak(recipe, execution, layout, stage) for stage in _stages(recipe.shape, execution, layout)]
+def footprint(recipe: Recipe, execution: Execution, layout: Layout, *, teacher: Shape | None = None) -> Parts:
+    """Give the bytes of each part for the process that needs the most; `teacher` is the shape of a teacher."""
+    stages = [_peak(recipe, execution, layout, stage, teacher) for stage in _stages(recipe.shape, execution, layout)]
     return max(stages, key=lambda parts: sum(parts.values()))
 
 
@@ -84,7 +88,7 @@ def _stages(shape: Shape, execution: Execution, layout: Layout) -> list[Stage]:
     return found
 
 
-def _peak(recipe: Recipe, execution: Execution, layout: Layout, stage: Stage) -> Parts:
+def _peak(recipe: Recipe, execution: Execution, layout: Layout, stage: Stage, teacher: Shape | None) -> Parts:
     shape, groups = recipe.shape, recipe.shape.param_groups
     widths = _widths(recipe, layout)
     tp, shards = layout.sizes["tp"], layout.sizes["fsdp"] if layout.sharded else 1
@@ -98,6 +102,7 @@ def _peak(recipe: Recipe, execution: Execution, layout: Layout, stage: Stage) ->
         "weights": params * widths.kept / shards,
         "optimiser": _remembered(recipe, params, stage.blocks * matrices) * widths.kept / shards,
         "moving average": params * widths.kept / shards if recipe.ema is not None else 0.0,
+        "teacher": 0.0 if teacher is None else teacher.weight_bytes("bf16"),
     }
     gathered, made = 0.0, params * widths.kept / shards
     if layout.sharded:
@@ -114,8 +119,11 @@ def _peak(recipe: Recipe, execution: Execution, layout: Layout, stage: Stage) ->
     left = (
         0.0 if waiting else embedding_grad * (not shape.tied) + block * widths.kept
     )  # what the first block still adds
+    reading, lesson = _lesson(recipe, layout, teacher)
+    logits = _logits(recipe, layout, taught=teacher is not None) * stage.last
     moments = [
-        (before + 4 * head, held.kept + grad_x, _logits(recipe, layout) * stage.last),
+        (before, reading, 0.0),
+        (before + 4 * head, held.kept + grad_x, logits + lesson),
         (before + 2 * head * widths.products + (head_grad if widths.products == 2 else 0), held.kept + 2 * grad_x, 0.0),
         (before or head_grad, held.kept + held.work, 0.0),
         (made - left, held.last, 0.0),
@@ -193,8 +201,16 @@ def _norm_bytes(shape: Shape, layout: Layout, widths: Widths) -> float:
     return widths.stream * shape.d_model
 
 
-def _logits(recipe: Recipe, layout: Layout) -> float:
-    """Size one chunk's logits and their log-softmax."""
+def _lesson(recipe: Recipe, layout: Layout, teacher: Shape | None) -> tuple[float, float]:
+    """Size what stands while a teacher reads (stream, norm, a residual; d_ff thrice), and what it leaves."""
+    if teacher is None:
+        return 0.0, 0.0
+    tokens = layout.micro_batch * recipe.seq_len
+    return TEACHER * tokens * 3 * (teacher.d_model + teacher.d_ff), TEACHER * tokens * teacher.d_model
+
+
+def _logits(recipe: Recipe, layout: Layout, *, taught: bool) -> float:
+    """Size one chunk's logits and their log-softmax, or the four that stand while a teacher's are compared."""
     tokens, vocab_size = layout.micro_batch * recipe.seq_len, recipe.shape.vocab_size
-    rows = count_chunk(vocab_size, "cuda" if layout.gpu else "cpu")
-    return 4.0 * vocab_size * 2 * min(tokens, rows)
+    rows = count_chunk(vocab_size, "cuda" if layout.gpu else "cpu", taught=taught)
+    return 4.0 * vocab_size * (4 if taught else 2) * min(tokens, rows)

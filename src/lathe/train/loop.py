@@ -2,7 +2,7 @@
 
     a step      learning rate ← schedule(step)        batch ← loader(step + batches left out)
                 gradients of the mean loss over the step's targets, clipped → optimisers → moving average
-                a line of metrics.jsonl; at intervals a checkpoint, held-out losses
+                a line of metrics.jsonl; at intervals a checkpoint, held-out losses, an analysis of the layers
     the end     held-out losses, the weights, run.json, a row in the table of runs
 
 All that a step hangs on is the recipe and the state that checkpoints hold, so a run that was killed goes on as if it
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from lathe.data.loader import to_torch
 from lathe.data.prefetch import prefetch
-from lathe.errors import CheckpointError, Stopped, TrainingError
+from lathe.errors import CheckpointError, EvaluationError, Stopped, TrainingError
 from lathe.evals.loss import HeldOut, held_out_loss
 from lathe.recipe import Recipe
 from lathe.runs import Run
@@ -35,6 +35,7 @@ from lathe.train.conditions import differences, record
 from lathe.train.engine import open_engine
 from lathe.train.execution import Execution
 from lathe.train.folder import BRANCHES, RUN, clear, finished, hold_folder, prepare
+from lathe.train.layers import draw_sample
 from lathe.train.meter import METRICS, find_peak
 from lathe.train.optim import Ema, build_optimisers, set_lr
 from lathe.train.result import make_run, runs_table, write_result
@@ -44,6 +45,7 @@ from lathe.train.signals import Signals
 from lathe.train.snapshots import list_steps, prune
 from lathe.train.spikes import Spike
 from lathe.train.state import Saver, gather_tensors, load_latest, load_step
+from lathe.train.teacher import check_tokenizer, teacher_flops
 from lathe.train.text import open_text
 from lathe.train.watch import Watch
 from lathe.train.weights import first_weights
@@ -95,6 +97,9 @@ class Trainer:
         if execution.threads is not None:
             torch.set_num_threads(execution.threads)
         self.text = open_text(recipe)
+        self.sample = None if execution.analyse_every is None else draw_sample(self.text, seq_len=recipe.seq_len)
+        check_tokenizer(recipe)
+        self.teacher_flops = teacher_flops(recipe)
         self.engine = open_engine(recipe, execution, weights=first_weights(recipe))
         self.optimisers = build_optimisers(self.engine.module, recipe)
         self.ema = None if recipe.ema is None else Ema(self.engine.module, recipe.ema)
@@ -133,7 +138,7 @@ class Trainer:
                 Watch(
                     recipe, self.execution, folder, self.engine.mesh, name=name_run(recipe, self.execution),
                     step=progress.step, meter=progress.meter, spikes=progress.watch,
-                    energy_j=progress.energy_j, peak=self.peak, report=self.report,
+                    energy_j=progress.energy_j, peak=self.peak, teacher_flops=self.teacher_flops, report=self.report,
                 )
             )  # fmt: skip
             session = Session(
@@ -165,7 +170,7 @@ class Trainer:
                 batch = next(ahead)
                 watch.got_batch()
                 lr = set_lr(self.optimisers, recipe, progress.step)
-                loss, z, norm = self._gradients(recipe, batch)
+                loss, z, divergence, norm = self._gradients(recipe, batch)
                 spike = watch.spikes.judge(progress.step + 1, loss=loss, grad_norm=norm)
                 if spike is not None:
                     self._pass_over(session, spike)
@@ -175,7 +180,12 @@ class Trainer:
                     continue
                 self._update(progress.step)
                 progress.step += 1
-                watch.step(progress.step, loss=loss, z=z, grad_norm=norm, lr=lr, tokens=recipe.batch_tokens)
+                watch.step(
+                    progress.step, loss=loss, z=z, divergence=divergence if self.teacher_flops else None,
+                    grad_norm=norm, lr=lr, tokens=recipe.batch_tokens,
+                )  # fmt: skip
+                if _due(progress.step, asked.analyse_every):
+                    self._analyse(session)
                 last = progress.step == recipe.steps
                 if last or progress.step in session.pinned or _due(progress.step, asked.save_every):
                     self._save(session)
@@ -184,16 +194,20 @@ class Trainer:
                 if self.engine.any_rank(session.signals.caught is not None) and not last:
                     self._stop(session)
 
-    def _gradients(self, recipe: Recipe, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[float, float, float]:
-        """Make the gradients of a batch's mean loss; gives that loss and z, per target, and the gradients' norm."""
+    def _gradients(self, recipe: Recipe, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[float, float, float, float]:
+        """Make the gradients of a batch's mean loss; gives loss, z and divergence per target, and the gradients' norm.
+
+        The loss is cross-entropy, with a teacher too.
+        """
         assert recipe.data is not None
         targets_bt = batch[1]
         count = float(recipe.batch_tokens)
         if not recipe.data.across_documents:
             count = float(self.engine.reduce((targets_bt >= 0).sum().double()))
         sums = self.engine.accumulate(*batch, count=count)
-        loss, z = (self.engine.reduce(torch.stack([sums.cross_entropy, sums.z]).double()) / count).tolist()
-        return loss, z, float(self.engine.clip(recipe.clip))
+        stacked = torch.stack([sums.cross_entropy, sums.z, sums.divergence]).double()
+        loss, z, divergence = (self.engine.reduce(stacked) / count).tolist()
+        return loss, z, divergence, float(self.engine.clip(recipe.clip))
 
     def _update(self, step: int) -> None:
         for optimiser in self.optimisers:
@@ -218,6 +232,18 @@ class Trainer:
                 for name, split in self.text.validation.items()
             }  # fmt: skip
 
+    def _analyse(self, session: Session) -> None:
+        """Note what the layers do; one process looks, as each has the whole decoder."""
+        if not is_main():
+            return
+        assert self.sample is not None
+        step, watch = session.progress.step, session.watch
+        try:
+            with nullcontext() if self.ema is None else self.ema.applied():
+                watch.analysed(step, self.sample.analyse(self.engine.module, name=f"step {step}"))
+        except EvaluationError as error:  # weights that went wrong are for the next step's loss to tell
+            watch.event(step, event="no analysis", reason=str(error))
+
     def _finish(self, session: Session, trunk: str | None) -> Run:
         recipe, watch = session.recipe, session.watch
         losses = self.evaluate(recipe, None)
@@ -228,7 +254,7 @@ class Trainer:
             weights = self.engine.full_weights()
         run = make_run(
             recipe, name=name_run(recipe, self.execution), trunk=trunk, losses=losses, meter=watch.meter,
-            energy_j=watch.energy_j, conditions=self.conditions,
+            energy_j=watch.energy_j, conditions=self.conditions, teacher_flops=self.teacher_flops,
         )  # fmt: skip
         if is_main():
             write_result(recipe, run, session.folder, weights=weights, text=self.text, table=runs_table(self.execution))

@@ -107,7 +107,8 @@ def open_mesh(execution: Execution) -> Mesh:
 def count_axes(execution: Execution, world: int) -> dict[str, int]:
     """Give the processes along each axis; without a mesh all are replicas, or shards where weights are offloaded.
 
-    Raises RecipeError for a mesh of more or fewer processes than there are.
+    Raises RecipeError for a mesh of more or fewer processes than there are, and for one that cuts up a decoder which is
+    to be analysed.
     """
     default = {"fsdp" if execution.offload else "dp": world}
     sizes = dict.fromkeys(ORDER, 1) | (execution.mesh or default)
@@ -116,6 +117,13 @@ def count_axes(execution: Execution, world: int) -> dict[str, int]:
         raise RecipeError(
             f"mesh {given} is for {asked} process{'es' * (asked > 1)}, and there {'are' if world > 1 else 'is'} {world}"
             f"; start {asked} (lathe train --nproc {asked}, or torchrun), or give a mesh whose product is {world}"
+        )
+    cut = [f"{axis}={sizes[axis]}" for axis in ("fsdp", "tp", "pp") if sizes[axis] > 1]
+    cut += ["offload"] if execution.offload else []
+    if execution.analyse_every is not None and cut:
+        raise RecipeError(
+            f"analyse_every={execution.analyse_every} needs the whole decoder on each process, and {', '.join(cut)} "
+            "cuts it up; train with replicas alone (mesh dp), or run lathe analyse on the checkpoint"
         )
     return sizes
 

@@ -2,9 +2,11 @@
 
 A line of metrics.jsonl is one JSON object with a `kind` and a `step`:
 
-- `step`: loss and z (means a target of the step's batch), grad_norm (before clipping), lr, tokens (trained on so far);
-  then what hangs on the machine: seconds, data_wait_s, tokens_per_s, flops_per_s, mfu, memory_bytes, elapsed_s.
+- `step`: loss and z (means a target of the step's batch; with a teacher the divergence from it too), grad_norm (before
+  clipping), lr, tokens (trained on so far); then what hangs on the machine: seconds, data_wait_s, tokens_per_s,
+  flops_per_s, mfu, memory_bytes, elapsed_s.
 - `evaluation`: held-out losses after that step.
+- `analysis`: an `Analysis` of the layers after that step.
 - `event`: what happened after that step, such as a spike, a resume or a save.
 
 `DETERMINISTIC` fields are the same to the bit in a run that was killed and resumed. What is no number is null.
@@ -32,7 +34,7 @@ from lathe.shape import Shape
 
 METRICS = "metrics.jsonl"
 DETERMINISTIC = ("step", "loss", "z", "grad_norm", "lr", "tokens")
-KINDS = ("step", "evaluation", "event")
+KINDS = ("step", "evaluation", "analysis", "event")
 FLUSH_S = 1.0
 """The longest that a line waits to be written, if steps go on."""
 
@@ -119,6 +121,7 @@ class Meter:
 
     Args:
         peak: of one device, which `world` have.
+        teacher_flops: a teacher's for a token.
         state: what `state` gave.
     """
 
@@ -130,10 +133,11 @@ class Meter:
         device: torch.device,
         peak: Peak,
         world: int = 1,
+        teacher_flops: float = 0.0,
         state: Mapping[str, Any] | None = None,
     ) -> None:
         self.device, self.peak, self.world = device, peak, world
-        self.flops_per_token = shape.train_flops(1, seq_len)
+        self.flops_per_token = shape.train_flops(1, seq_len) + teacher_flops
         state = state or {}
         self.tokens: int = state.get("tokens", 0)
         self._loss_sum: float = state.get("loss_sum", 0.0)
@@ -151,6 +155,7 @@ class Meter:
         tokens: int,
         seconds: float,
         data_wait_s: float,
+        divergence: float | None = None,
     ) -> dict[str, Any]:
         """Count a step, and give its line. `tokens` are the whole batch's, `seconds` the whole step's."""
         self.tokens += tokens
@@ -160,6 +165,7 @@ class Meter:
             "step": step,
             "loss": loss,
             "z": z,
+            **({} if divergence is None else {"divergence": divergence}),
             "grad_norm": grad_norm,
             "lr": lr,
             "tokens": self.tokens,

@@ -81,10 +81,10 @@ class Pipeline:
         self._made: dict[tuple, PipelineScheduleSingle] = {}
 
     def accumulate(self, tokens_bt: Tensor, targets_bt: Tensor, documents_bt: Tensor | None, scale: float) -> Tensor:
-        """Add the gradients of scale · total loss; gives the sums of total, cross-entropy and z, the last stage's."""
+        """Add the gradients of scale · total loss; gives the last stage's sums, as `Objective`'s."""
         self.scale = scale
-        sums_n3 = self._run(tokens_bt, targets_bt, documents_bt, each=False)
-        return tokens_bt.new_zeros(3, dtype=torch.float32) if sums_n3 is None else sums_n3.detach().sum(dim=0)
+        sums_n4 = self._run(tokens_bt, targets_bt, documents_bt, each=False)
+        return tokens_bt.new_zeros(4, dtype=torch.float32) if sums_n4 is None else sums_n4.detach().sum(dim=0)
 
     def losses(self, tokens_bt: Tensor, targets_bt: Tensor, documents_bt: Tensor | None) -> Tensor:
         """Give every position's cross-entropy from the last stage, zeros from the others."""
@@ -113,7 +113,7 @@ class Pipeline:
             if each:
                 count = max(n for n in range(1, min(rows, self.mesh.sizes["pp"]) + 1) if rows % n == 0)
             stage = self._stage(rows // count, time, each)
-            weigh = None if each else lambda sums_13, _: sums_13[:, 0].sum() * self.scale
+            weigh = None if each else lambda sums_14, _: sums_14[:, 0].sum() * self.scale
             order = ScheduleGPipe if each else self.order
             self._made[key] = order(stage, count, loss_fn=weigh, scale_grads=False)
         return self._made[key]
@@ -124,7 +124,7 @@ class Pipeline:
         assert mesh.devices is not None
         between = torch.empty(rows, time, self.d_model, dtype=self.dtype, device="meta", requires_grad=not each)
         tokens = torch.empty(rows, time, dtype=torch.int64, device="meta")
-        end = torch.empty((rows, time) if each else (1, 3), device="meta", requires_grad=not each)
+        end = torch.empty((rows, time) if each else (1, 4), device="meta", requires_grad=not each)
         return PipelineStage(
             self.objective if each else self.wrapped,
             place,

@@ -1,7 +1,7 @@
 """Read what is asked of a training, a file and settings beside it, into a `Recipe` and an `Execution`.
 
-A file's keys at the top level are the recipe's, its tables [shape], [data], [optimiser], [schedule], [init] and
-[execution]. A table may be the value of its chief key alone (`HEADS`): schedule = "wsd". Paths are relative to the
+A file's keys at the top level are the recipe's, its tables [shape], [data], [optimiser], [schedule], [init], [distil]
+and [execution]. A table may be the value of its chief key alone (`HEADS`): schedule = "wsd". Paths are relative to the
 file. The recipe.json of a plan or a run is such a file too.
 
 In place of numbers there may be `tokens_per_param` for tokens, "step-law" for lr and batch_tokens, and "none" for a
@@ -30,8 +30,9 @@ from lathe.train.branches import branch_recipes
 from lathe.train.content import hash_data, hash_weights
 from lathe.train.estimate import lay_out
 from lathe.train.execution import Execution
-from lathe.train.mesh import count_axes
+from lathe.train.mesh import choose_device, count_axes
 from lathe.train.settings import BY_LAW, HEADS, SECTIONS, STEP_LAW, fit_value, name_key, parse_setting
+from lathe.train.teacher import check_memory, check_teacher, check_tokenizer
 from lathe.train.text import open_mixture, open_text
 from lathe.train.trackers import check_trackers
 from lathe.train.weights import first_weights
@@ -47,7 +48,7 @@ FILES = (".toml", ".json")
 PREFIXED = (RecipeError, DataError, ShapeError, CheckpointError, PresetError)
 INSTEAD = {"tokens": "tokens_per_param", "tokens_per_param": "tokens"}
 """Keys of which one takes the other's place."""
-DATED = {("data", "train"), ("data", "validation"), ("init", "checkpoint")}
+DATED = {("data", "train"), ("data", "validation"), ("init", "checkpoint"), ("distil", "teacher")}
 """Keys with which their section's `content` goes out of date."""
 
 
@@ -72,6 +73,28 @@ def read_request(
     """
     source = FLAGS if path is None else f"{path} with {FLAGS}" if settings else str(path)
     document = {} if path is None else _read_file(Path(path))
+    return _read(document, settings, source=source, need_data=need_data, report=report)
+
+
+def read_tables(
+    tables: Mapping[str, Any],
+    settings: Mapping[str, Any] | None = None,
+    *,
+    folder: str | Path,
+    source: str,
+    report: Report | None = None,
+) -> tuple[Recipe, Execution]:
+    """Read a training that stands in another document, as `read_request` reads a file: the document lies in `folder`.
+
+    Raises as `read_request`; the errors begin with `source`.
+    """
+    document = _tabulate(dict(tables), folder=Path(folder), source=source)
+    return _read(document, settings, source=source, need_data=True, report=report)
+
+
+def _read(
+    document: Document, settings: Mapping[str, Any] | None, *, source: str, need_data: bool, report: Report | None
+) -> tuple[Recipe, Execution]:
     try:
         merged = _merge(document, _nest(settings or {}))
         execution = merged.pop("execution", {})
@@ -88,7 +111,7 @@ def check_request(recipe: Recipe, execution: Execution, *, world: int) -> None:
     """Refuse what `world` processes here could not carry out, before anything is started or written.
 
     Raises RecipeError for a mesh, a batch, a shape, branches or first weights that do not fit, DeviceError for a device
-    there is not, MissingExtraError for trackers that are not installed.
+    there is not or a teacher that does not fit in memory, MissingExtraError for trackers that are not installed.
     """
     branch_recipes(recipe, execution.branch_at)
     check_trackers(execution.trackers)
@@ -96,19 +119,24 @@ def check_request(recipe: Recipe, execution: Execution, *, world: int) -> None:
         check_device(execution.device)
     count_axes(execution, world)
     lay_out(recipe, execution, world=world, gpu=False)
+    check_memory(recipe, choose_device(execution), world=int(os.environ.get("LOCAL_WORLD_SIZE", world)))
     if recipe.init.checkpoint is None:
         first_weights(recipe)  # looks at scheme and base, and draws nothing yet
 
 
 def _read_file(path: Path) -> Document:
-    """Read a file's sections as tables, its paths from the current folder."""
     found = codec.untag(documents.read_document(path), kind="recipe", source=str(path), required=False)
+    return _tabulate(found, folder=path.parent, source=str(path))
+
+
+def _tabulate(found: Document, *, folder: Path, source: str) -> Document:
+    """Make tables of a document's sections, its paths from the current folder."""
     known = [field.name for field in dataclasses.fields(Recipe)] + ["tokens_per_param", "execution"]
     for key in found:
         if key not in known:
-            raise CodecError(f"{path}: unknown key {key!r}{nearest(key, known)}")
+            raise CodecError(f"{source}: unknown key {key!r}{nearest(key, known)}")
     if found.get("tokens") is not None and found.get("tokens_per_param") is not None:
-        raise CodecError(f"{path}: has tokens and tokens_per_param; give one of them")
+        raise CodecError(f"{source}: has tokens and tokens_per_param; give one of them")
     for section in SECTIONS:
         value = found.get(section)
         if value is None:
@@ -116,8 +144,8 @@ def _read_file(path: Path) -> Document:
         elif isinstance(value, str) and section in HEADS:
             found[section] = {HEADS[section]: value}
         elif not isinstance(value, dict) and not (section == "shape" and isinstance(value, str)):
-            raise CodecError(f"{path}: {section} is {documents.name_value(value)}; it should be a table")
-    return _place(found, path.parent)
+            raise CodecError(f"{source}: {section} is {documents.name_value(value)}; it should be a table")
+    return _place(found, folder)
 
 
 def _nest(settings: Mapping[str, Any]) -> Document:
@@ -143,8 +171,8 @@ def _place(document: Document, folder: Path) -> Document:
     def lasting(path: Any) -> Any:
         return os.path.abspath(folder / path) if isinstance(path, str) else path
 
-    data, init, execution = (document.get(section, {}) for section in ("data", "init", "execution"))
-    for table, key in ((data, "train"), (init, "checkpoint")):
+    data, init, distil, execution = (document.get(name, {}) for name in ("data", "init", "distil", "execution"))
+    for table, key in ((data, "train"), (init, "checkpoint"), (distil, "teacher")):
         if key in table:
             table[key] = lasting(table[key])
     if isinstance(data.get("validation"), dict):
@@ -196,6 +224,13 @@ def _make_recipe(document: Document, *, source: str, need_data: bool, report: Re
         found = hash_weights(recipe.init.checkpoint)
         _check_content(recipe.init.checkpoint, found, recipe.init.content, key="init")
         recipe = replace(recipe, init=replace(recipe.init, content=found))
+    if recipe.distil is not None:
+        found = hash_weights(recipe.distil.teacher)
+        _check_content(recipe.distil.teacher, found, recipe.distil.content, key="distil")
+        recipe = replace(recipe, distil=replace(recipe.distil, content=found))
+        check_teacher(recipe)
+        if (doubt := check_tokenizer(recipe)) is not None:
+            report(doubt)
     return recipe
 
 

@@ -37,15 +37,17 @@ def make_run(
     meter: Meter,
     energy_j: float | None,
     conditions: Mapping[str, Any],
+    teacher_flops: float = 0.0,
 ) -> Run:
-    """Gather what a training gave."""
+    """Gather what a training gave; `teacher_flops` are a teacher's for a token."""
     tokens = recipe.steps * recipe.batch_tokens
     return Run(
         name=name, shape=recipe.shape, tokens=tokens, losses={name: one.loss for name, one in losses.items()},
         validation=next(iter(losses)), loss_ses={name: one.se for name, one in losses.items() if one.se is not None},
         train_loss=meter.mean_loss, seed=recipe.seed, trunk=trunk, recipe_id=recipe.id, steps=recipe.steps,
         seq_len=recipe.seq_len, batch_tokens=recipe.batch_tokens, lr=recipe.lr, device=conditions["machine"],
-        flops=recipe.shape.train_flops(tokens, recipe.seq_len), seconds=meter.elapsed_s, energy_j=energy_j,
+        flops=recipe.shape.train_flops(tokens, recipe.seq_len) + tokens * teacher_flops, seconds=meter.elapsed_s,
+        energy_j=energy_j,
         git=conditions["git"], created=datetime.now(UTC).isoformat(timespec="seconds"), curve_file=METRICS,
         versions=conditions["versions"],
     )  # fmt: skip

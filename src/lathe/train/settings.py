@@ -12,15 +12,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lathe.errors import RecipeError, nearest
-from lathe.recipe import Data, Init, Optimiser, Recipe, Schedule
+from lathe.recipe import Data, Distil, Init, Optimiser, Recipe, Schedule
 from lathe.shape import Shape
 from lathe.train.execution import Execution
 
 SECTIONS: dict[str, type] = {
-    "shape": Shape, "data": Data, "optimiser": Optimiser, "schedule": Schedule, "init": Init, "execution": Execution,
+    "shape": Shape, "data": Data, "optimiser": Optimiser, "schedule": Schedule, "init": Init, "distil": Distil,
+    "execution": Execution,
 }  # fmt: skip
 """The tables of a file of settings; all other keys are the recipe's own."""
-HEADS = {"data": "train", "optimiser": "name", "schedule": "name", "init": "scheme"}
+HEADS = {"data": "train", "optimiser": "name", "schedule": "name", "init": "scheme", "distil": "teacher"}
 """Of a section that is given as one value, the key that it stands for."""
 STEP_LAW = "step-law"
 BY_LAW = ("lr", "batch_tokens")

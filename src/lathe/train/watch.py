@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lathe import codec
+from lathe.evals.analysis import Analysis
 from lathe.evals.loss import HeldOut
 from lathe.recipe import Recipe
 from lathe.train.conditions import EnergyMeter
@@ -24,7 +25,7 @@ class Watch:
     """Hold what watches one run; every rank has one, and the main one writes. Use it as a context.
 
     `step` is that which training goes on from, with the states that `meter` and `spikes` had there, and the energy
-    spent so far. `peak` is one device's.
+    spent so far. `peak` is one device's; `teacher_flops` are a teacher's for a token.
     """
 
     def __init__(
@@ -40,10 +41,11 @@ class Watch:
         spikes: Mapping[str, Any],
         energy_j: float | None,
         peak: Peak,
+        teacher_flops: float,
         report: Callable[[str], None],
     ) -> None:
         self._recipe, self._execution, self._mesh, self._stack = recipe, execution, mesh, ExitStack()
-        self.peak = peak
+        self.peak, self._teacher_flops = peak, teacher_flops
         self._energy, self._energy_before_j = EnergyMeter(mesh.device), energy_j or 0.0
         self._go_on(meter, spikes)
         self._file: MetricsFile | None = None
@@ -77,10 +79,12 @@ class Watch:
         """Note that the step's data are there."""
         self._got = time.perf_counter()
 
-    def step(self, step: int, *, loss: float, z: float, grad_norm: float, lr: float, tokens: int) -> None:
+    def step(
+        self, step: int, *, loss: float, z: float, divergence: float | None, grad_norm: float, lr: float, tokens: int
+    ) -> None:
         """Count a step that is done."""
         row = self.meter.measure(
-            step, loss=loss, z=z, grad_norm=grad_norm, lr=lr, tokens=tokens,
+            step, loss=loss, z=z, divergence=divergence, grad_norm=grad_norm, lr=lr, tokens=tokens,
             seconds=time.perf_counter() - self._began, data_wait_s=self._got - self._began,
         )  # fmt: skip
         if self._file is not None:
@@ -96,6 +100,13 @@ class Watch:
             self._file.write("evaluation", {"step": step, "losses": codec.encode(losses)})
             self._live.evaluated({name: one.loss for name, one in losses.items()})
             self._trackers.log({"held_out": {name: one.loss for name, one in losses.items()}}, step)
+
+    def analysed(self, step: int, found: Analysis) -> None:
+        """Note what the layers do."""
+        if self._file is not None:
+            self._file.write("analysis", {"step": step, "analysis": codec.encode(found)})
+            told = {"effective_depth": found.effective_depth, "lazy_layers": len(found.lazy_visits)}
+            self._trackers.log({"analysis": told}, step)
 
     def event(self, step: int, **values: Any) -> None:
         """Note what happened after a step."""
@@ -116,6 +127,7 @@ class Watch:
     def _go_on(self, meter: Mapping[str, Any], spikes: Mapping[str, Any]) -> None:
         recipe, asked, mesh = self._recipe, self._execution, self._mesh
         self.meter = Meter(
-            recipe.shape, seq_len=recipe.seq_len, device=mesh.device, peak=self.peak, world=mesh.world, state=meter
-        )
+            recipe.shape, seq_len=recipe.seq_len, device=mesh.device, peak=self.peak, world=mesh.world,
+            teacher_flops=self._teacher_flops, state=meter,
+        )  # fmt: skip
         self.spikes = SpikeWatch(spike=asked.spike, window=asked.spike_window, state=spikes)
