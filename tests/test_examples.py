@@ -1,16 +1,23 @@
 """The studies of examples/ are what they say: they load, their grids make recipes, and their plans find shapes."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from lathe import codec
+from lathe.documents import read_document
+from lathe.inherit.arms import ARMS
+from lathe.inherit.growth import Growth
+from lathe.inherit.study import load_inherit_study
 from lathe.laws.axes import shape_columns
 from lathe.laws.fit import fit
 from lathe.laws.importers import read_runs
 from lathe.laws.law import Law
 from lathe.presets.devices import load_device
 from lathe.presets.shapes import load_shape
+from lathe.recipe import Recipe
 from lathe.sweep.candidates import make_recipes
 from lathe.sweep.entries import Entry
 from lathe.sweep.grid import load_grid
@@ -110,3 +117,12 @@ def test_morph_chooses_the_published_shape(tmp_path: Path) -> None:
     law = fit(read_runs("morph-2025", where="set_b"), "auto", draws=20)
     made = make_choices(study, law, load_device("a100-40gb"), tmp_path, largest_flops=None)
     assert made.result["choices"][0] == "3072×12"
+
+
+def test_the_examples_that_start_from_a_larger_model_ask_for_what_there_is() -> None:
+    comparison = load_inherit_study(ROOT / "examples/inherit.toml")
+    assert set(comparison.arms) == set(ARMS)
+    body = read_document(ROOT / "examples/grow.toml")
+    growth = codec.decode(Growth, body)
+    assert growth.layers
+    assert {*growth.recipe} < {field.name for field in dataclasses.fields(Recipe)}

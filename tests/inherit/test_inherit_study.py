@@ -13,13 +13,22 @@ import torch
 
 from lathe import codec
 from lathe.cli import main
-from lathe.errors import CheckpointError, CodecError, DataError, LatheError, RecipeError, ShapeError, StudyError, Stopped
+from lathe.errors import (
+    CheckpointError,
+    CodecError,
+    DataError,
+    LatheError,
+    RecipeError,
+    ShapeError,
+    Stopped,
+    StudyError,
+)
 from lathe.inherit import serving, trials
 from lathe.inherit.arms import ARMS, Source
 from lathe.inherit.compare import compare_starts
 from lathe.inherit.results import InheritResult, Row
 from lathe.inherit.serving import match_depth, predict
-from lathe.inherit.study import InheritStudy, Target, load_inherit_study
+from lathe.inherit.study import Narrowed, Target, load_inherit_study
 from lathe.model.checkpoint import WEIGHTS, load_shape_of, read_tensors, save_checkpoint
 from lathe.presets.devices import load_device
 from lathe.recipe import Recipe
@@ -197,7 +206,7 @@ class TestChoosingLayers:
         study = make_study(home, layers=None, keep_ratio=0.5, by="rank", arms=("inherited", "random"))
         found = compare_starts(study, tmp_path, report=quiet)
         assert len(found.layers) == 3
-        assert [charge.kind for charge in row(found, "inherited").ledger.charges][0] == "analysis"
+        assert row(found, "inherited").ledger.charges[0].kind == "analysis"
         assert row(found, "random").tokens > row(found, "inherited").tokens == 20 * BATCH_TOKENS
 
 
@@ -220,9 +229,6 @@ class TestLatency:
 
     def test_here_every_shape_is_measured_once(self, home, tmp_path, monkeypatch):
         measured: list[str] = []
-
-        def fake(target: Any, workload: Any, **given: Any) -> Any:
-            raise AssertionError
 
         def measure_job(job: Any, **given: Any) -> Any:
             measured.append(job.target.name)
@@ -289,9 +295,9 @@ class TestFiles:
     @pytest.mark.parametrize(
         ("old", "new", "error", "said"),
         [
-            ('"random"', '"rando"', CodecError, "no arm is called 'rando'; the nearest is 'random'"),
+            ('"random"', '"rando"', CodecError, "no arm is called 'rando'; did you mean 'random'?"),
             ('"random"', '"inherited"', CodecError, "each once"),
-            ("layers =", "laiers =", CodecError, "unknown key 'laiers'; the nearest is 'layers'"),
+            ("layers =", "laiers =", CodecError, "unknown key 'laiers'; did you mean 'layers' or"),
             ('layers = "0:3"', "", CodecError, "said nowhere"),
             ('layers = "0:3"', 'layers = "0:3"\nkeep_ratio = 0.5', CodecError, "said twice"),
             ('layers = "0:3"', 'layers = "0:3"\nby = "rank"', CodecError, "leave one out"),
@@ -299,14 +305,14 @@ class TestFiles:
             ("lr = 1e-2", 'lr = 1e-2\nshape = "x"', StudyError, "gives shape"),
             ("lr = 1e-2", 'lr = 1e-2\ninit = {checkpoint = "x"}', StudyError, "gives init.checkpoint"),
             ("threads = 1", 'threads = 1\nout = "x"', StudyError, "gives out"),
-            ("threads = 1", "treads = 1", CodecError, "unknown key 'treads'; the nearest is 'threads'"),
+            ("threads = 1", "treads = 1", CodecError, "unknown key 'treads'; did you mean 'threads'?"),
             ("[workload]", "[stacked]\nshare = 1.5\n[workload]", CodecError, "share=1.5 is no share"),
             ('"a100-40gb"', '"a100-40gb"\nengine = "quick"', CodecError, "engine"),
         ],
     )
     def test_a_file_that_asks_for_no_study_is_refused(self, home, old, new, error, said):
         assert old in STUDY
-        with pytest.raises(error, match=None) as caught:
+        with pytest.raises(error) as caught:
             load_inherit_study(write(home, "wrong", STUDY.replace(old, new)))
         assert said in str(caught.value)
         assert "wrong.toml" in str(caught.value)
@@ -318,32 +324,37 @@ class TestRefusals:
         [
             ({"reference": "/nowhere"}, CheckpointError, "there is no folder /nowhere"),
             ({"layers": "0:7"}, ShapeError, "no layer 6 in a reference of 6"),
-            ({"narrowed": {"d_model": 7}, "arms": ("narrowed",)}, ShapeError, "widths that work"),
+            ({"narrowed": Narrowed(d_model=7), "arms": ("narrowed",)}, ShapeError, "widths that work"),
             ({"recipe": {"tokens": 64}, "arms": ("pruned",)}, StudyError, "FLOPs are left"),
             ({"recipe": {"tokens": 10**7}}, DataError, "epochs"),
-            ({"recipe": {"schedule": {"warmup_steps": 19}}, "arms": ("stacked",)}, RecipeError, "stacked: warmup_steps"),
+            (
+                {"recipe": {"schedule": {"warmup_steps": 19}}, "arms": ("stacked",)},
+                RecipeError,
+                "stacked: warmup_steps",
+            ),
             ({"recipe": {"lr": "fast"}}, LatheError, "lr"),
-            ({"device": {"preset": "a1000"}}, LatheError, "a1000"),
+            ({"device": Target(preset="a1000")}, LatheError, "a1000"),
         ],
     )
     def test_what_cannot_be_is_refused_before_anything_is_trained(self, home, tmp_path, given, error, said):
-        words = {"narrowed": InheritStudy.__dataclass_fields__["narrowed"].type, "device": Target}
-        given = {key: Target(**one) if key == "device" else one for key, one in given.items()}
-        if isinstance(given.get("narrowed"), dict):
-            from lathe.inherit.study import Narrowed
-
-            given["narrowed"] = Narrowed(**given["narrowed"])
-        del words
         with pytest.raises(error) as caught:
             compare_starts(make_study(home, **given), tmp_path, report=quiet)
         assert said in str(caught.value)
         assert not list(tmp_path.glob("runs/*/run.json"))
 
     def test_a_reference_of_another_vocabulary_is_refused(self, home, tmp_path):
-        write_small_dataset(tmp_path / "data", train=4000, held_out=300, vocab_size=50)
+        write_small_dataset(tmp_path / "data", train=4000, held_out=300, vocab_size=400)
         study = make_study(home, recipe={"data": {"train": str(tmp_path / "data")}})
-        with pytest.raises((DataError, RecipeError), match="280"):
+        with pytest.raises(DataError, match="280"):
             compare_starts(study, tmp_path / "out", report=quiet)
+
+    def test_data_of_unknown_tokens_are_doubted(self, home, tmp_path):
+        write_small_dataset(tmp_path / "data", train=4000, held_out=300)
+        study = make_study(home, recipe={"data": {"train": str(tmp_path / "data")}}, arms=("inherited",))
+        said: list[str] = []
+        found = compare_starts(study, tmp_path / "out", report=said.append)
+        assert "nothing says that the reference's tokens are the data's" in found.notes[0]
+        assert said[0] == f"warning: {found.notes[0]}"
 
     def test_a_reference_of_another_tokenizer_is_refused(self, home, tmp_path):
         folder = home / "reference"
@@ -366,7 +377,7 @@ class TestCommand:
         assert "Ways to start from layers 0:3" in said
         assert "with the reference" in said
         assert "report: " in said
-        assert "<svg" not in (home / "command/report.html").read_text()[:100]
+        assert (home / "command/report.html").read_text().startswith("<!DOCTYPE html>")
 
     def test_a_study_says_all_but_where(self, home, capsys):
         path = write(home, "twice", STUDY)

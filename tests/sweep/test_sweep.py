@@ -52,7 +52,7 @@ n_heads = 2
 max_seq_len = 16
 """
 TABLE = "runs.jsonl"
-TIMES = ("seconds", "created")
+TIMES = ("seconds", "created", "git")
 EXECUTION = Execution(out="", threads=1, log_every=10**6)
 
 

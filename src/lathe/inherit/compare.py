@@ -89,6 +89,8 @@ class _Comparison:
         check_same_tokens(self.reference, recipe, who="the reference")
         doubt = check_same_tokenizer(self.reference, recipe, who="the reference")
         self.notes = [] if doubt is None else [doubt]
+        if doubt is not None:
+            report(f"warning: {doubt}")
         assert recipe.data is not None
         self.data, self.seq_len, self.scheme = recipe.data, recipe.seq_len, recipe.init.scheme
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Mark = dict[str, Any]
 
 LOSS = "held-out loss (nats per token)"
-FROM = ("the reference's weights", "random weights", "random weights, taught by the reference", "the reference itself")
+FROM = ("the reference's weights", "random weights", "random weights, with a teacher", "the reference itself")
 """Where first weights come from, in the order of the theme's colours."""
 LABEL = 170
 """Pixels that an arm's name may take up."""

@@ -248,7 +248,8 @@ def _evaluation(seen: Evidence) -> list[Section]:
 def _costs(result: StudyResult) -> list[Section]:
     if not result.costs:
         return []
-    return [Section(heading="What each stage took", chart=chart_costs(result), table=costs_table(result))]
+    text = "Trainings that an earlier call had finished count with what they took themselves, one after another."
+    return [Section(heading="What each stage took", text=text, chart=chart_costs(result), table=costs_table(result))]
 
 
 def _provenance(result: StudyResult) -> list[Section]:

@@ -10,21 +10,18 @@ Axes in names: b batch, t time, d d_model.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lathe.data.mixture import open_sources
-from lathe.data.store import file_sha256
 from lathe.errors import DeviceError, RecipeError
-from lathe.model.checkpoint import TOKENIZER, free_bytes, load_model, load_shape_of
+from lathe.model.checkpoint import free_bytes, load_model, load_shape_of
 from lathe.model.decoder import Decoder
 from lathe.model.distil import Lesson
 from lathe.recipe import Distil, Recipe
 from lathe.shape import Shape
-from lathe.train.text import open_mixture
+from lathe.train.tokens import check_same_tokenizer, check_same_tokens
 
 WHOLE = ("tp", "pp")
 """Axes of a mesh along which no process has the student's whole logits, to compare with a teacher's."""
@@ -80,44 +77,12 @@ def check_teacher(recipe: Recipe) -> Shape:
     Raises RecipeError, and CheckpointError for a folder that is no checkpoint.
     """
     assert recipe.distil is not None
-    folder, student = recipe.distil.teacher, recipe.shape
-    shape = load_shape_of(folder)
-    if shape.vocab_size != student.vocab_size:
-        raise RecipeError(
-            f"the teacher {folder} has a vocabulary of {shape.vocab_size} tokens and the student one of "
-            f"{student.vocab_size}; distillation needs the same: take a teacher of the data's tokenizer, or build the "
-            "data with the teacher's (lathe data build --tokenizer)"
-        )
-    if shape.position == "learned" and shape.max_seq_len < recipe.seq_len:
-        raise RecipeError(
-            f"seq_len={recipe.seq_len} is more than the {shape.max_seq_len} learned positions of the teacher {folder}; "
-            f"take seq_len={shape.max_seq_len} or less, or another teacher"
-        )
-    return shape
+    return check_same_tokens(recipe.distil.teacher, recipe, who="the teacher")
 
 
 def check_tokenizer(recipe: Recipe) -> str | None:
-    """Refuse a teacher whose tokens are others than the data's; gives a doubt where nothing says what they are.
-
-    Raises RecipeError.
-    """
-    if recipe.distil is None or recipe.data is None:
-        return None
-    path = Path(recipe.distil.teacher) / TOKENIZER
-    sources = open_sources(open_mixture(recipe.data)).values()
-    known = {str(one.folder): one.manifest.tokenizer_sha256 for one in sources}
-    if not path.is_file() or None in known.values():
-        unknown = recipe.distil.teacher if not path.is_file() else next(one for one in known if known[one] is None)
-        return f"{unknown} has no {TOKENIZER}: nothing says that the teacher's tokens are the data's"
-    own = file_sha256(path)
-    for folder, other in known.items():
-        if other != own:
-            raise RecipeError(
-                f"the teacher's tokenizer {path} is not that of the data {folder}: the same ids are other tokens; take "
-                f"a teacher of the data's tokenizer, or build the data with the teacher's (lathe data build "
-                f"--tokenizer {path})"
-            )
-    return None
+    """Refuse a teacher whose tokenizer is not the data's; gives a doubt where nothing says so. Raises RecipeError."""
+    return None if recipe.distil is None else check_same_tokenizer(recipe.distil.teacher, recipe, who="the teacher")
 
 
 def check_axes(recipe: Recipe, sizes: Mapping[str, int]) -> None:

@@ -23,8 +23,8 @@ def check_same_tokens(folder: str | Path, recipe: Recipe, *, who: str) -> Shape:
     if shape.vocab_size != recipe.shape.vocab_size:
         raise RecipeError(
             f"{who} {folder} has a vocabulary of {shape.vocab_size} tokens and the model to train one of "
-            f"{recipe.shape.vocab_size}; they must have the same: build the data with {who}'s tokenizer "
-            "(lathe data build --tokenizer)"
+            f"{recipe.shape.vocab_size}; they must be the same: take another that has the data's tokenizer, or build "
+            f"the data with {who}'s (lathe data build --tokenizer)"
         )
     if shape.position == "learned" and shape.max_seq_len < recipe.seq_len:
         raise RecipeError(
