@@ -1,11 +1,13 @@
 """Which exponents runs cannot tell, said in words: on planted laws."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from lathe.laws.fit import fit
+from lathe.laws.importers import read_runs
 from lathe.laws.law import Law
 from lathe.sweep.unseen import describe_unseen
 
@@ -44,6 +46,13 @@ def test_two_depths_tell_no_exponent() -> None:
 
 def test_an_axis_that_did_not_vary_is_no_matter() -> None:
     assert describe_unseen(plant(depth=0.8, depths=(3,))) == []
+
+
+def test_a_form_of_columns_whose_range_is_not_kept() -> None:
+    """Nothing can be said of it but what fitting said."""
+    law = fit(read_runs("morph-2025"), "chinchilla", draws=0)
+    axes = {name: axis for name, axis in law.axes.items() if name != "params"}
+    assert describe_unseen(replace(law, axes=axes)) == []
 
 
 @pytest.mark.parametrize("form", ["chinchilla", "width-depth"])

@@ -6,6 +6,7 @@ an axis just because the runs could not carry one, or one that vanished: that is
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 
@@ -55,8 +56,10 @@ def _describe(law: Law, column: str) -> str | None:
 def _find_effect(member: Member, column: str, law: Law) -> float:
     """Say how much a column alone changes a prediction from its least to its most, all else in the middle.
 
-    In logs where the law is positive.
+    In logs where the law is positive. Infinite for a form of columns whose range the law does not keep.
     """
+    if not law.axes.keys() >= set(member.form.columns):
+        return math.inf
     middle = {name: np.sqrt(law.axes[name].low * law.axes[name].high) for name in member.form.columns}
     ends = {name: np.full(2, value) for name, value in middle.items()}
     ends[column] = np.array([law.axes[column].low, law.axes[column].high])
