@@ -333,6 +333,7 @@ class TestRefusals:
                 "stacked: warmup_steps",
             ),
             ({"recipe": {"lr": "fast"}}, LatheError, "lr"),
+            ({"execution": {"mesh": {"tp": 3}}}, RecipeError, "tp"),
             ({"device": Target(preset="a1000")}, LatheError, "a1000"),
         ],
     )

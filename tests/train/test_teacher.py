@@ -423,7 +423,9 @@ class TestRequest:
 
     def test_another_vocabulary(self, here: Path, tmp_path: Path) -> None:
         write_teacher(tmp_path / "large", replace(SHAPE, vocab_size=VOCAB + 14))
-        with pytest.raises(RecipeError, match=r"has a vocabulary of 64 tokens and the model to train one of 50; .* the same"):
+        with pytest.raises(
+            RecipeError, match=r"has a vocabulary of 64 tokens and the model to train one of 50; .* the same"
+        ):
             read_request("recipe.toml", {"distil": "large"})
         recipe = replace(read_request("recipe.toml")[0], distil=Distil(teacher="large"))
         with pytest.raises(RecipeError, match="has a vocabulary of 64"):

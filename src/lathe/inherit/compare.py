@@ -31,7 +31,7 @@ from lathe.inherit.results import InheritResult, ReferenceRow, Row, Serving
 from lathe.inherit.serving import find_device, predict, serve
 from lathe.inherit.start import Inheritance, name_layers
 from lathe.inherit.study import InheritStudy, read_execution
-from lathe.inherit.trials import Bench, Tried, average, standard_error
+from lathe.inherit.trials import Trials, Tried, average, standard_error
 from lathe.model.checkpoint import WEIGHTS, build_model, load_shape_of, read_tensors
 from lathe.recipe import Distil, Recipe
 from lathe.runs import Run
@@ -41,7 +41,7 @@ from lathe.train.content import hash_weights
 from lathe.train.execution import Execution
 from lathe.train.folder import hold_folder
 from lathe.train.loop import train
-from lathe.train.request import read_tables
+from lathe.train.request import check_request, read_tables
 from lathe.train.text import open_mixture, open_text
 from lathe.train.tokens import check_same_tokenizer, check_same_tokens
 
@@ -85,7 +85,7 @@ class _Comparison:
         self.shape = load_shape_of(self.reference)
         self.weights = read_tensors(self.reference / WEIGHTS)
         self.train_with = train_with
-        recipe = self._read_recipe(self.shape)
+        recipe = self._read_recipe(self.shape, lambda line: None)
         check_same_tokens(self.reference, recipe, who="the reference")
         doubt = check_same_tokenizer(self.reference, recipe, who="the reference")
         self.notes = [] if doubt is None else [doubt]
@@ -94,35 +94,38 @@ class _Comparison:
         assert recipe.data is not None
         self.data, self.seq_len, self.scheme = recipe.data, recipe.seq_len, recipe.init.scheme
 
-    def _read_recipe(self, shape: Shape) -> Recipe:
+    def _read_recipe(self, shape: Shape, report: Report) -> Recipe:
         """Read the study's recipe for a shape."""
         settings = {f"shape.{name}": value for name, value in codec.encode(shape).items()}
         source = f"{self.study.name}: [recipe]"
-        return read_tables(self.study.recipe, settings, folder=".", source=source, report=self.report)[0]
+        return read_tables(self.study.recipe, settings, folder=".", source=source, report=report)[0]
 
     def run(self) -> InheritResult:
         """Analyse, plan, train from every seed, measure, and set it all side by side."""
         study = self.study
         analysis = self._analyse()
         source = self._make_source(analysis)
-        base = self._read_recipe(source.small)
-        bench = Bench(
+        base = self._read_recipe(source.small, self.report)
+        trials = Trials(
             self.folder, self.reference, base, read_execution(study.execution), train_with=self.train_with,
             report=self.report,
         )  # fmt: skip
-        device = find_device(study, self._list_shapes(source), self.folder, report=self.report)
+        shapes = {"reference": self.shape} | {name: ARMS[name].shape(source, None) for name in study.arms}
+        device = find_device(study, shapes, self.folder, report=self.report)
         charge = None
         if analysis is not None:
             charge = Charge(what="analysing the reference", kind="analysis", flops=analysis.flops)
         costs = Costs(study=study, base=base, teacher=self.shape, distil=self._distil(), analysis=charge)
         lines = list_lines(costs, source, device)
-        for line in lines:
-            open_text(line.recipe)  # says what is wrong with text that is too short, before anything is trained
+        for recipe in [one for line in lines for one in (line.first, line.recipe) if one is not None]:
+            # what is wrong is said before anything is trained
+            open_text(recipe)
+            check_request(recipe, trials.execution, world=1)
         tried = {line.name: list[Tried]() for line in lines}
         for seed in study.seeds:
             for line in lines:
-                tried[line.name].append(bench.try_line(line, source, costs, seed))
-        return self._conclude(lines, tried, source, costs, device, bench)
+                tried[line.name].append(trials.try_line(line, source, costs, seed))
+        return self._conclude(lines, tried, source, costs, device, trials)
 
     def _analyse(self) -> Analysis | None:
         """Analyse the reference on text to train on, if anything hangs on it."""
@@ -157,11 +160,6 @@ class _Comparison:
             width_by=study.narrowed.by, scheme=self.scheme,
         )  # fmt: skip
 
-    def _list_shapes(self, source: Source) -> dict[str, Shape]:
-        """Name the shapes to calibrate this machine with: the reference's and the arms', each once."""
-        shapes = {"reference": self.shape} | {name: ARMS[name].shape(source, None) for name in self.study.arms}
-        return {name: shape for shape, name in {shape: name for name, shape in reversed(shapes.items())}.items()}
-
     def _distil(self) -> Distil:
         asked = self.study.distilled
         return Distil(
@@ -176,9 +174,9 @@ class _Comparison:
         source: Source,
         costs: Costs,
         device: Device,
-        bench: Bench,
+        trials: Trials,
     ) -> InheritResult:
-        reference = bench.measure(self.reference)
+        reference = trials.measure(self.reference)
         places = {self.reference: self.shape}
         places |= {self.folder / tried[line.name][0].trial.folder: line.shape for line in lines}
         serving = serve(places, device, self.study, self.folder, report=self.report)
@@ -190,7 +188,7 @@ class _Comparison:
         rows = [self._row(line, tried, reference, training, serving[line.shape]) for line in lines]
         result = InheritResult(
             name=self.study.name, study=codec.encode(self.study), layers=source.layers,
-            created=datetime.now(UTC).isoformat(timespec="seconds"), dataset=str(bench.split.dataset.folder),
+            created=datetime.now(UTC).isoformat(timespec="seconds"), dataset=str(trials.split.dataset.folder),
             budget_flops=costs.budget, target_s=predict(source.small, device, self.study), device=device.name,
             workload=self.study.workload,
             reference=ReferenceRow(

@@ -9,6 +9,7 @@ import hashlib
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from lathe.inherit.arms import Model, Source, stack
 from lathe.inherit.ledger import Charge
 from lathe.inherit.lines import Costs, Line
 from lathe.inherit.results import Curve, Trial
-from lathe.model.checkpoint import WEIGHTS, read_tensors, save_checkpoint
+from lathe.model.checkpoint import WEIGHTS, load_shape_of, read_tensors, save_checkpoint
 from lathe.recipe import Recipe
 from lathe.runs import Run
 from lathe.train.content import hash_weights
@@ -59,8 +60,8 @@ class _Kept:
     nats: tuple[float, ...]
 
 
-class Bench:
-    """Hold where the arms are trained and measured: a study's folder, its text, and how each training is run."""
+class Trials:
+    """Train and measure arms in a study's folder, on its text, each training run as the study says."""
 
     def __init__(
         self, folder: Path, reference: Path, base: Recipe, execution: Execution, *, train_with: Train, report: Report
@@ -72,20 +73,12 @@ class Bench:
 
     def try_line(self, line: Line, source: Source, costs: Costs, seed: int) -> Tried:
         """Train an arm from a seed, in two stages if it is stacked; measure it before the last one and after."""
-        recipe, charges, curve, begun = replace(line.recipe, seed=seed), [*line.before], [*Curve()], None
+        charges, curve, half = [*line.before], [*Curve()], None
         if line.first is not None:
-            first = replace(line.first, seed=seed)
-            half, run = self._train(first, f"{line.name}, first half, seed {seed}")
-            curve += _read_curve(half, charges, costs.step_flops(first.shape, line.arm))
+            half, run = self._train(replace(line.first, seed=seed), f"{line.name}, first half, seed {seed}")
+            curve += _read_curve(half, charges, costs.step_flops(line.first.shape, line.arm))
             charges.append(_charge("training half of the layers", run, run.flops))
-            depth = line.shape.n_layers
-            begun = self._write_start(
-                lambda: stack(first.shape, read_tensors(half / WEIGHTS), depth), [line.key, first.id, line.shape]
-            )
-        elif line.arm.start is not None:
-            start, drawn = line.arm.start, [seed, source.scheme] if line.arm.drawn else []
-            asked = [line.key, line.shape, source.layers, source.influential, source.width_by, self.content, drawn]
-            begun = self._write_start(lambda: start(source, line.blocks, seed), asked)
+        recipe, begun = replace(line.recipe, seed=seed), self._begin(line, source, seed, half)
         if begun is not None:
             init = replace(recipe.init, checkpoint=str(begun.absolute()), content=hash_weights(begun))
             recipe = replace(recipe, init=init)
@@ -100,6 +93,25 @@ class Bench:
             loss=after.loss, seconds=sum(one.seconds or 0.0 for one in charges),
         )  # fmt: skip
         return Tried(trial=trial, losses=after, charges=tuple(charges), curve=tuple(curve))
+
+    def _begin(self, line: Line, source: Source, seed: int, half: Path | None) -> Path | None:
+        """Write an arm's first weights as a checkpoint; None where the recipe draws them.
+
+        `half` is the checkpoint to stack. A checkpoint is named by what its weights hang on, and written once.
+        """
+        if half is not None:
+            asked = [line.key, line.shape, hash_weights(half)]
+            make = partial(_stack, half, line.shape.n_layers)
+        elif (start := line.arm.start) is not None:
+            drawn = [seed, source.scheme] if line.arm.drawn else []
+            asked = [line.key, line.shape, source.layers, source.influential, source.width_by, self.content, drawn]
+            make = partial(start, source, line.blocks, seed)
+        else:
+            return None
+        place = self.folder / STARTS / _hash(asked)
+        if not (place / WEIGHTS).is_file():
+            save_checkpoint(place, *make(), companions=self.reference)
+        return place
 
     def measure(self, checkpoint: Path) -> SequenceLosses:
         """Measure a checkpoint's held-out loss by sequence; what was measured before is read."""
@@ -135,13 +147,6 @@ class Bench:
         codec.save(kept, path, kind=KEPT)
         return found
 
-    def _write_start(self, make: Callable[[], Model], asked: Sequence[Any]) -> Path:
-        """Write first weights as a checkpoint named by what they hang on, unless it is there."""
-        place = self.folder / STARTS / _hash(asked)
-        if not (place / WEIGHTS).is_file():
-            save_checkpoint(place, *make(), companions=self.reference)
-        return place
-
     def _train(self, recipe: Recipe, name: str) -> tuple[Path, Run]:
         place = self.folder / RUNS / recipe.id[:DIGITS]
         execution = replace(self.execution, out=str(place), runs=str(self.folder / TABLE), name=name)
@@ -157,6 +162,10 @@ def average(several: Sequence[SequenceLosses]) -> SequenceLosses:
 def standard_error(losses: SequenceLosses) -> float | None:
     """Give the mean loss's standard error over sequences; None of a single one."""
     return estimate_ratio(sum_moments(torch.from_numpy(losses.targets_n), torch.from_numpy(losses.nats_n))).se
+
+
+def _stack(half: Path, n_layers: int) -> Model:
+    return stack(load_shape_of(half), read_tensors(half / WEIGHTS), n_layers)
 
 
 def _charge(what: str, run: Run, flops: float | None) -> Charge:

@@ -9,11 +9,13 @@ from rich.console import Group
 from lathe.report.tables import format_count, make_table, titled
 
 if TYPE_CHECKING:
-    from lathe.inherit.growth import Grown
+    from collections.abc import Mapping
+
+    from lathe.inherit.growth import End, Grown
     from lathe.inherit.ledger import Ledger
 
 
-def grown_table(grown: Grown, ends: dict[str, str]) -> Group:
+def grown_table(grown: Grown, ends: Mapping[End, str]) -> Group:
     """Lay out rounds and ledger; `ends` says what each reason to end means."""
     table = make_table("round", "layers", "params", "tokens", "loss before", "loss", "to the reference", "FLOPs")
     for one in grown.rounds:

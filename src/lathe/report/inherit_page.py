@@ -64,9 +64,7 @@ def _answer(result: InheritResult, best: Row) -> list[Section]:
         )
         sections.append(Section(heading="Against random first weights", text=text, chart=chart_differences(result)))
     if any(row.curve for row in result.rows):
-        text = (
-            f"Lines are training loss from seed {best.trials[0].seed}, dots the held-out loss at the end of all."
-        )
+        text = f"Lines are training loss from seed {best.trials[0].seed}, dots the held-out loss at the end of all."
         sections.append(Section(heading="Loss against FLOPs", text=text, chart=chart_curves(result)))
     text = f"Bars are 95 % intervals. The inherited shape is predicted to take {format_seconds(result.target_s)}."
     sections.append(Section(heading="Loss against latency", text=text, chart=chart_latency(result)))
