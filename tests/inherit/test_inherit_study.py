@@ -23,7 +23,7 @@ from lathe.errors import (
     Stopped,
     StudyError,
 )
-from lathe.inherit import serving, trials
+from lathe.inherit import trials
 from lathe.inherit.arms import ARMS, Source
 from lathe.inherit.compare import compare_starts
 from lathe.inherit.results import InheritResult, Row
@@ -240,7 +240,7 @@ class TestLatency:
 
         monkeypatch.setattr("lathe.bench.runner.measure_job", measure_job)
         monkeypatch.setattr("lathe.bench.runner.name_device", lambda place: "here")
-        monkeypatch.setattr(serving, "probe_device", lambda *given, **more: load_device("epyc-9554"))
+        monkeypatch.setattr("lathe.bench.here.probe_device", lambda *given, **more: load_device("epyc-9554"))
         study = make_study(home, arms=("inherited", "random", "shared"), device=Target(threads=1))
         found = compare_starts(study, tmp_path / "out", report=quiet)
         assert len(measured) == 3  # the reference's shape, the inherited one's, which is random's too, and the shared

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from lathe import codec
-from lathe.bench.probe import probe_device
+from lathe.bench.here import calibrate_here
 from lathe.bench.rows import Measurement, open_rows
 from lathe.bench.runner import list_wanted, run_all
 from lathe.device import Device
@@ -14,7 +14,6 @@ from lathe.errors import StudyError
 from lathe.inherit.arms import Arm, Source
 from lathe.inherit.results import Serving
 from lathe.inherit.study import InheritStudy, Target
-from lathe.latency.calibrate import calibrate
 from lathe.latency.roofline import predict_latency
 from lathe.presets.devices import load_device, save_device
 from lathe.shape import Shape
@@ -44,15 +43,7 @@ def find_device(study: InheritStudy, shapes: Mapping[str, Shape], folder: Path, 
     for file, shape in zip(files, shapes.values(), strict=True):
         codec.save(shape, file, kind="shape")
     measured = measure(files, target, workload, folder, report=report)
-    table = [
-        # the whole alone: a prompt's fixed cost is no model's, and would be taken for slow arithmetic
-        {"name": m.name, "engine": m.latency.engine, "total_s": m.latency.total_s}
-        | codec.encode(m.shape)
-        | codec.encode(m.workload)
-        for m in measured
-    ]
-    columns = {key: [row[key] for row in table] for key in table[0]}
-    device = calibrate(columns, probe_device(target.device, threads=target.threads)).device
+    device = calibrate_here(measured, device=target.device, threads=target.threads).device
     save_device(device, path)
     kept.write_text(asked)
     return device

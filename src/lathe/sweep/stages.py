@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from lathe import codec
+from lathe.bench.here import calibrate_here
 from lathe.bench.rows import Measurement, open_rows
 from lathe.bench.runner import list_wanted, run_all
 from lathe.budget import Budget
@@ -23,7 +24,6 @@ from lathe.design.choice import Plan
 from lathe.design.plan import plan as make_plan
 from lathe.device import Device
 from lathe.errors import BudgetError, StudyError
-from lathe.latency.calibrate import calibrate
 from lathe.latency.roofline import predict_latency
 from lathe.laws.fit import fit
 from lathe.laws.importers import read_runs
@@ -117,22 +117,11 @@ def make_device(target: Target, workload: Workload, shapes: Sequence[Shape], fol
         device = load_device(target.preset or str(target.file))
         save_device(device, folder / DEVICE)
         return Made(result={"file": DEVICE, "content": _hash_file(folder / DEVICE), "fitted": []}, files=(DEVICE,))
-    from lathe.bench.probe import probe_device
-
     if not shapes:
         raise StudyError("[device] names no preset or file, and the study trains no shapes to measure here; give one")
     chosen = spread_out(shapes, target.shapes)
     measured = measure_shapes(chosen, target, workload, folder, report)
-    probed = probe_device(target.device, threads=target.threads)
-    table = [
-        {
-            # the whole alone: a prompt's fixed cost is no model's, and would be taken for slow arithmetic
-            "name": m.name, "engine": m.latency.engine, "total_s": m.latency.total_s,
-            **codec.encode(m.shape), **codec.encode(m.workload),
-        }
-        for m in measured
-    ]  # fmt: skip
-    found = calibrate({key: [row[key] for row in table] for key in table[0]}, probed)
+    found = calibrate_here(measured, device=target.device, threads=target.threads)
     save_device(found.device, folder / DEVICE)
     errors = [abs(r.error) for r in found.residuals]
     return Made(
