@@ -29,6 +29,7 @@ from lathe.inherit.compare import compare_starts
 from lathe.inherit.results import InheritResult, Row
 from lathe.inherit.serving import match_depth, predict
 from lathe.inherit.study import Narrowed, Target, load_inherit_study
+from lathe.latency.roofline import predict_latency
 from lathe.model.checkpoint import WEIGHTS, load_shape_of, read_tensors, save_checkpoint
 from lathe.presets.devices import load_device
 from lathe.recipe import Recipe
@@ -232,7 +233,7 @@ class TestLatency:
 
         def measure_job(job: Any, **given: Any) -> Any:
             measured.append(job.target.name)
-            found = serving.predict_latency(job.shape, device=load_device("epyc-9554"), workload=job.workload)
+            found = predict_latency(job.shape, device=load_device("epyc-9554"), workload=job.workload)
             return dataclasses.replace(
                 found, backend="lathe", runs=3, p95={"total_s": 1.1 * found.total_s},
                 conditions={"device": "here", "threads": "1"},
